@@ -1,0 +1,60 @@
+# `make` lists what it can do. The first call sets up .venv; an interrupted set-up goes on where it stopped.
+PYTHON ?= python3
+CONSTRAINTS ?= constraints.txt
+TORCH ?= 2.13.0
+PROFILE ?= tiny
+
+VENV := .venv
+READY := $(VENV)/.ready
+RUN := $(VENV)/bin/python -m
+# The recipes read these from the environment, so that a value may hold spaces and quotes.
+export NB PROFILE OVERRIDES OUT SEED
+RUNNER := $(RUN) utils.runner --profile="$$PROFILE" $(if $(NB),--nb="$$NB") $(if $(OUT),--out="$$OUT")
+
+.DEFAULT_GOAL := help
+.PHONY: help run test lab render assets lock clean
+
+help:
+	@echo 'Usage: make TARGET [NAME=value ...]'
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 16
+
+run: $(READY) ## run the lessons headless; NB=02 PROFILE=full OVERRIDES='{"learning_rate": 0}' SEED=1 OUT=dir
+	@$(RUNNER) $(if $(OVERRIDES),--overrides="$$OVERRIDES") $(if $(SEED),--seed="$$SEED")
+
+test: $(READY) ## lint, then every test, the notebooks included
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+	$(RUN) pytest
+
+lab: $(READY) ## open JupyterLab on notebooks/
+	$(RUN) jupyterlab notebooks
+
+render: $(READY) ## run the lessons and put stamped copies with outputs into notebooks/rendered/
+	@$(RUNNER) --render
+
+assets: $(READY) ## rebuild the data and the tiny models from their seeds
+	$(VENV)/bin/python data/build_datasets.py
+	$(VENV)/bin/python data/models/build_models.py
+
+lock: ## write the newest versions that requirements.txt allows to constraints.txt; TORCH=2.13.0 picks torch
+	@set -e; folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; pip="$$folder/venv/bin/python -m pip"; set -x; \
+	$(PYTHON) -m venv "$$folder/venv"; \
+	$$pip install -r requirements.txt "torch==$(TORCH)"; \
+	$$pip freeze --exclude-editable > "$$folder/all.txt"; \
+	grep -vE '^(nvidia-|triton)' "$$folder/all.txt" | sed 's/+.*//' | LC_ALL=C sort -f > constraints.txt
+
+clean: ## remove outputs/ and caches; ALL=1 also .venv
+	rm -rf outputs .pytest_cache .ruff_cache $(if $(ALL),$(VENV))
+	find . -path ./$(VENV) -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +
+
+# pip writes INSTALLER at the end: a package without it was interrupted, so it is taken out and installed again.
+$(READY): requirements.txt $(CONSTRAINTS) pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("The course needs Python 3.11 or \
+	newer, $(PYTHON) is %d.%d: call make with PYTHON=path/to/a/newer/python3." % v[:2])'
+	@echo "Setting up $(VENV): one or two GB of packages, once. If interrupted, run the same command again."
+	@rm -f $(READY)
+	@for info in $(VENV)/lib/python3*/site-packages/*.dist-info; do [ -f "$$info/INSTALLER" ] || rm -rf "$$info"; done
+	@[ -f $(VENV)/bin/activate ] && $(RUN) pip --version > /dev/null || $(PYTHON) -m venv --clear $(VENV)
+	$(RUN) pip install -r requirements.txt $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
+	@$(VENV)/bin/python -c 'import torch, transformers, datasets, papermill'
+	@touch $@

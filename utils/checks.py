@@ -1,0 +1,199 @@
+"""Checks before training: bad data or a bad folder gets one sentence that says where, what and the remedy."""
+
+import csv
+import difflib
+import json
+import re
+import reprlib
+import tempfile
+from pathlib import Path
+
+import pandas as pd
+
+BUILDERS = {".csv": "csv", ".jsonl": "json", ".parquet": "parquet"}
+
+
+class CourseError(ValueError):
+    """A fault that the reader can cure. The message is one sentence: where, what, and the remedy."""
+
+
+def closest(name, known):
+    """The name in `known` that is spelt most like `name`; an empty string if `known` is empty."""
+    return next(iter(difflib.get_close_matches(str(name), list(known), n=1, cutoff=0)), "")
+
+
+def writable_folder(path):
+    """Creates the folder if need be, proves that a file can be written in it, and returns it as a Path."""
+    folder = Path(path).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise CourseError(
+            f"{folder}: cannot write here ({error.strerror}); set OUTPUT_DIR to another folder."
+        ) from error
+    return folder
+
+
+def data_source(dataset_id, text_column="text", label_column="label"):
+    """Checks local data files row by row and returns the arguments for `load_dataset`.
+
+    dataset_id is a folder (train, validation, test files; a README.md may declare the classes), a data file, or a hub
+    id, which is returned as it is. In CSV, NA, null, None and nan stay text, and labels without declared classes are
+    read as strings. Raises CourseError for a wrong path and for the first kind of bad row.
+    """
+    from datasets import load_dataset_builder  # not above: importing this module stays cheap
+
+    path = Path(str(dataset_id)).expanduser().absolute()
+    if not path.exists():
+        if path.suffix in BUILDERS or not re.fullmatch(r"[\w-]+([\w.-]*/[\w.-]+)?", str(dataset_id)):
+            raise CourseError(f"{dataset_id!r}: no such file or folder in {Path.cwd()}; correct dataset_id.")
+        return {"path": str(dataset_id)}
+    if path.is_file() and path.suffix not in BUILDERS:
+        raise CourseError(
+            f"{path}: not a kind of file that is read here; give a folder or a {', '.join(BUILDERS)} file."
+        )
+    source = {"path": str(path)} if path.is_dir() else {"path": BUILDERS[path.suffix], "data_files": str(path)}
+    try:
+        builder = load_dataset_builder(**source)
+    except Exception as error:
+        remedy = "name the files train, validation and test, all .jsonl or all .csv, and check README.md"
+        raise CourseError(f"{path}: {str(error).splitlines()[0]}; {remedy}.") from error
+    features, is_csv = builder.info.features or {}, hasattr(builder.config, "sep")
+    if is_csv:
+        source |= {"keep_default_na": False}
+        source |= {} if features else {"converters": {text_column: str, label_column: str}}
+    for file in (file for files in builder.config.data_files.values() for file in files):
+        if Path(file).suffix in (".csv", ".jsonl"):
+            rows = _read_rows(file)
+            if is_csv and label_column in rows:
+                rows[label_column] = [int(v) if re.fullmatch(r"[-+]?\d+", v) else v for v in rows[label_column]]
+            _check_rows(file, rows, text_column, label_column, features)
+    return source
+
+
+def check_dataset(dataset, text_column="text", label_column="label"):
+    """Checks the splits train, validation and test of a loaded DatasetDict and returns the class names.
+
+    Only train must be there. The names are the declared ones, else the labels of train as strings, in order.
+    Rows count from 0, as in dataset["train"][0]. Prints a line for a split that repeats texts of train.
+    Raises CourseError for bad rows, an empty split, fewer than two classes, or a class that train lacks.
+    """
+    if not isinstance(dataset, dict) or "train" not in dataset:
+        raise CourseError("the data has no split 'train'; name a file train.jsonl or train.csv.")
+    classes, texts, declared = {}, {}, dataset["train"].features.get(label_column)
+    names = getattr(declared, "names", None)
+    for split in (split for split in ("train", "validation", "test") if split in dataset):
+        part = dataset[split]
+        rows = pd.DataFrame({column: part[column][:] for column in part.column_names}, dtype=object)
+        labels = _check_rows(f"split {split!r} (rows count from 0)", rows, text_column, label_column, part.features)
+        classes[split] = {names[label] if names else str(label) for label in labels}
+        texts[split] = [" ".join(text.casefold().split()) for text in part[text_column]]
+    where = f"split 'train', column {label_column!r}"
+    if len(set().union(*classes.values())) < 2:
+        raise CourseError(f"{where}: one class only, {_some(classes['train'])}; add rows of another class.")
+    for other, found in [*classes.items(), ("the declaration in README.md", set(names or ()))]:
+        if absent := _some(sorted(found - classes["train"])):
+            remedy = f"add rows of it to 'train', or take it out of {other}"
+            raise CourseError(f"{where}: no row has class {absent} of {other}; {remedy}.")
+    known = set(texts.pop("train"))
+    for split, found in texts.items():
+        if twice := sum(text in known for text in found):
+            remedy = "remove them there, or the score will look too good"
+            print(f"Warning: {twice} of {len(found)} texts of {split!r} also stand in 'train'; {remedy}.")
+    return names or sorted(classes["train"], key=lambda name: (name.isdecimal() * len(name), name))
+
+
+def _some(items):
+    items = list(items)
+    return ", ".join(map(str, items[:10])) + (f", … ({len(items)} in all)" if len(items) > 10 else "")
+
+
+def _check_rows(where, table, text_column, label_column, features):
+    """Raises CourseError for the first kind of bad row; returns the labels, each once. The index numbers the rows."""
+    if table.empty:
+        raise CourseError(f"{where}: it has no rows; add some, or remove it.")
+    for column in (text_column, label_column):
+        if column not in table:
+            like = closest(column, set(table) - {text_column, label_column})
+            remedy = f"rename the column {like!r} to {column!r}" if like else f"add a column {column!r}"
+            raise CourseError(f"{where}: no column {column!r} among {_some(map(repr, table))}; {remedy}.")
+    text, label = table[text_column], table[label_column]
+
+    def refuse(is_bad, values, fault):
+        bad = values[[bool(is_bad(value)) for value in values]]
+        if len(bad):
+            place = f"row{'s' * (len(bad) > 1)} {_some(bad.index)}, column {values.name!r}"
+            raise CourseError(f"{where}, {place}: {fault.replace('VALUE', reprlib.repr(bad.iloc[0]))}.")
+
+    refuse(_is_empty, text, "the text is empty; write one, or delete the row")
+    refuse(lambda value: not isinstance(value, str), text, "VALUE is not text; put it in double quotes")
+    broken = re.compile("[\0\ud800-\udfff]").search
+    refuse(broken, text, "the text holds a NUL or a broken character; retype it")
+    refuse(_is_empty, label, "the label is empty; write one, or delete the row")
+    not_class = "VALUE is not a class; write a class name or a whole number from 0"
+    refuse(
+        lambda v: isinstance(v, bool) or not isinstance(v, str | int) or (isinstance(v, int) and v < 0),
+        label,
+        not_class,
+    )
+    kinds = {kind: f"{value!r} in row {row}" for row, value in label[::-1].items() for kind in [isinstance(value, str)]}
+    if len(kinds) > 1:
+        mixed = f"{kinds[True]}, but {kinds[False]}; write class names only, or numbers only"
+        raise CourseError(f"{where}, column {label_column!r}: {mixed}.")
+    if names := getattr(features.get(label_column), "names", None):
+        like = closest(next((value for value in label if value not in names), ""), names)
+        undeclared = (
+            f"VALUE is not a declared class ({_some(names)}; closest: {like!r}); correct it, or declare it in README.md"
+        )
+        refuse(lambda v: v not in names and not (isinstance(v, int) and v < len(names)), label, undeclared)
+    return set(label)
+
+
+def _is_empty(value):
+    return value is None or value != value or (isinstance(value, str) and not value.strip())
+
+
+def _read_rows(path):
+    """The rows of a .csv or .jsonl file as a DataFrame of plain values; its index is the line in an editor."""
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            rows = _read_csv(file) if path.endswith(".csv") else _read_jsonl(file)
+    except UnicodeDecodeError:  # it only knows the place in the last block that was read
+        try:
+            (data := Path(path).read_bytes()).decode()
+        except UnicodeDecodeError as error:
+            place = f"row {data[: error.start].count(10) + 1}: byte {error.start}"
+            raise CourseError(f"{path}, {place} is not UTF-8; save the file as UTF-8.") from None
+    return pd.DataFrame(rows.values(), index=list(rows), dtype=object)
+
+
+def _read_csv(file):
+    csv.field_size_limit(2**31 - 1)  # the default, 131072 characters, is too small for a long text
+    reader, header, rows, line = csv.reader(file, strict=True), None, {}, 1
+    try:
+        for record in filter(None, reader):
+            header = header or record
+            if len(record) != len(header):
+                remedy = "put texts with ',' in double quotes, or add the missing fields"
+                fault = f"{len(record)} fields, but the header has {len(header)}; {remedy}"
+                raise CourseError(f"{file.name}, row {line}: {fault}.")
+            if record is not header:
+                rows[line] = dict(zip(header, record, strict=True))
+            line = reader.line_num + 1  # a text in quotes may run over several lines
+    except csv.Error:
+        remedy = "close it, or write it twice inside a quoted text"
+        raise CourseError(f"{file.name}, row {line}: a double quote is not closed; {remedy}.") from None
+    return rows
+
+
+def _read_jsonl(file):
+    rows = {}
+    for number, line in enumerate(map(str.strip, file), 1):
+        if line:  # an empty line is no row
+            try:
+                rows[number] = dict(json.loads(line).items())
+            except (ValueError, RecursionError, AttributeError):
+                remedy = 'write one object a line, such as {"text": "...", "label": "..."}'
+                raise CourseError(f"{file.name}, row {number}: this is not a JSON object; {remedy}.") from None
+    return rows

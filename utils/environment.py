@@ -1,0 +1,67 @@
+"""What this machine has: one line at the top of every lesson, and the facts for results.json."""
+
+import logging
+import os
+import platform
+import subprocess
+import warnings
+from importlib import metadata
+from pathlib import Path
+
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def versions():
+    """{package: (installed version or None, range that requirements.txt asks for)}, in its order."""
+    lines = [line.split("#")[0].strip() for line in (ROOT / "requirements.txt").read_text("utf-8").splitlines()]
+    found = {}
+    for wanted in (Requirement(line) for line in lines if line and not line.startswith("-")):
+        try:
+            found[wanted.name] = metadata.version(wanted.name), wanted.specifier
+        except metadata.PackageNotFoundError:
+            found[wanted.name] = None, wanted.specifier
+    return found
+
+
+def check_versions():
+    """Prints one line: ready, or which packages differ from requirements.txt and what to do."""
+    wrong = [
+        f"{name} {version or 'missing'} (needs {wanted})"
+        for name, (version, wanted) in versions().items()
+        if not version or not wanted.contains(version, prereleases=True)
+    ]
+    remedy = "Run `pip install -r requirements.txt` and restart the kernel."
+    print(f"Not ready: {', '.join(wrong)}. {remedy}" if wrong else "Ready: all packages are here.")
+
+
+def facts():
+    """Device, versions and git commit ("+" if files differ from it, None outside a checkout), for results.json."""
+    import torch
+
+    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty=+", "--exclude=*"]
+    commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()
+    device = f"CPU, {torch.get_num_threads()} threads"
+    if torch.cuda.is_available():
+        card = torch.cuda.get_device_properties(0)
+        device = f"{card.name}, {card.total_memory / 2**30:.0f} GiB"
+    installed = {name: version for name, (version, _) in versions().items()}
+    return {"device": device, "versions": {"python": platform.python_version()} | installed, "commit": commit or None}
+
+
+def report():
+    """Quiets the libraries and prints one line: device, versions, whether the hub may be asked.
+
+    Experiment trackers are set to their offline mode unless you chose one, so that nothing asks for a login.
+    """
+    import transformers
+
+    os.environ.setdefault("WANDB_MODE", "offline")
+    transformers.utils.logging.disable_progress_bar()  # its bars of loaded files; training keeps its own
+    logging.getLogger("transformers.trainer").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", message=".*pin_memory.*")  # said on every machine without a GPU
+    found = facts()
+    names = ("torch", "transformers", "datasets")
+    hub = "hub allowed" if os.environ.get("HF_HUB_OFFLINE", "0") in ("", "0") else "offline"
+    print(" · ".join([found["device"], *(f"{name} {found['versions'][name]}" for name in names), hub]))

@@ -1,0 +1,46 @@
+"""results.json: what a run of a lesson leaves behind for readers, tables and tests."""
+
+import json
+import os
+from pathlib import Path
+
+from utils import environment, memory
+
+KEYS = (
+    "lesson profile seed model_id dataset_id device versions commit metric higher_is_better n_train n_eval baseline "
+    "before after trainable_parameters total_parameters weights_bytes planned_peak_bytes measured_peak_bytes "
+    "train_seconds rows_per_second real_tokens_per_second padded_tokens_per_second metrics"
+).split()
+
+
+def costs(model, planned, cost):
+    """The cost keys of results.json from the model, `memory.plan` and `memory.measure`."""
+    return {
+        "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "total_parameters": sum(p.numel() for p in model.parameters()),
+        "weights_bytes": memory.tensor_bytes(model.parameters()),
+        "planned_peak_bytes": planned["total"],
+        "measured_peak_bytes": cost.peak_bytes,
+        "train_seconds": cost.seconds,
+        "rows_per_second": cost.rows / cost.seconds,
+        "real_tokens_per_second": cost.real_tokens / cost.seconds,
+        "padded_tokens_per_second": cost.padded_tokens / cost.seconds,
+    }
+
+
+def write(folder, **values):
+    """Writes `folder`/results.json and returns its content: KEYS, of which device, versions and commit are read here.
+
+    Bytes, seconds and rates are plain numbers; what this machine cannot measure is None. Raises ValueError for a
+    missing or unknown key and for NaN, so that no table shows a number that was not measured.
+    """
+    values |= environment.facts()
+    if wrong := set(KEYS) ^ set(values):
+        raise ValueError(f"results.json: missing or unknown keys {sorted(wrong)}")
+    for key in ("model_id", "dataset_id"):  # the course's own folder is ".": runs are compared between machines
+        values[key] = str(values[key]).replace(str(environment.ROOT), ".")
+    text = json.dumps({key: values[key] for key in KEYS}, indent=2, allow_nan=False) + "\n"
+    partial = Path(folder) / "results.json.partial"
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, Path(folder) / "results.json")
+    return json.loads(text)
