@@ -51,7 +51,7 @@ clean: ## remove outputs/ and caches; ALL=1 also .venv
 $(READY): requirements.txt $(CONSTRAINTS) pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("The course needs Python 3.11 or \
 	newer, $(PYTHON) is %d.%d: call make with PYTHON=path/to/a/newer/python3." % v[:2])'
-	@echo "Setting up $(VENV): one or two GB of packages, once. If interrupted, run the same command again."
+	@echo "Setting up $(VENV): a few GB of packages, once. If interrupted, run the same command again."
 	@rm -f $(READY)
 	@for info in $(VENV)/lib/python3*/site-packages/*.dist-info; do [ -f "$$info/INSTALLER" ] || rm -rf "$$info"; done
 	@[ -f $(VENV)/bin/activate ] && $(RUN) pip --version > /dev/null || $(PYTHON) -m venv --clear $(VENV)

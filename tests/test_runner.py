@@ -186,17 +186,22 @@ def test_skipped_cell_and_earlier_results(tmp_path):
         (["--nb", "missing.ipynb"], ["no notebook missing.ipynb"]),
         (["--out", "lesson.ipynb"], ["Cannot write to", "--out"]),
         (["--profile", "tinny"], ["tinny", "tiny"]),
+        (["--nb", "lesson.ipynb,other.ipynb", "--seed", "1"], ["other has no parameter 'SEED'"]),
     ],
 )
 def test_refused_before_anything_runs(tmp_path, options, words):
     course = Course(tmp_path, END)
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(END)]), tmp_path / "other.ipynb")
+    course.output.mkdir(parents=True)
+    course.final.write_text("earlier")
     code, out, err = course.run(*options)
     assert code == 2
     assert out == ""  # a run prints its name first
     for word in words:
         assert word in err
     assert "Traceback" not in err
-    assert not course.output.exists()
+    assert list(course.output.iterdir()) == [course.final]
+    assert course.final.read_text() == "earlier"
 
 
 def test_render_and_run_again(tmp_path):

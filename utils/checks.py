@@ -2,6 +2,7 @@
 
 import csv
 import difflib
+import io
 import json
 import re
 import reprlib
@@ -44,15 +45,13 @@ def data_source(dataset_id, text_column="text", label_column="label"):
     """
     from datasets import load_dataset_builder  # not above: importing this module stays cheap
 
-    path = Path(str(dataset_id)).expanduser().absolute()
-    if not path.exists():
-        if path.suffix in BUILDERS or not re.fullmatch(r"[\w-]+([\w.-]*/[\w.-]+)?", str(dataset_id)):
-            raise CourseError(f"{dataset_id!r}: no such file or folder in {Path.cwd()}; correct dataset_id.")
-        return {"path": str(dataset_id)}
-    if path.is_file() and path.suffix not in BUILDERS:
-        raise CourseError(
-            f"{path}: not a kind of file that is read here; give a folder or a {', '.join(BUILDERS)} file."
-        )
+    name, path = str(dataset_id), Path(str(dataset_id)).expanduser().absolute()
+    if not name.strip() or not path.exists():
+        if path.suffix in BUILDERS or not re.fullmatch(r"[\w-]+([\w.-]*/[\w.-]+)?", name):
+            raise CourseError(f"{name!r}: no such file or folder in {Path.cwd()}; correct dataset_id.")
+        return {"path": name}
+    if "[" in str(path) or (path.is_file() and path.suffix not in BUILDERS):
+        raise CourseError(f"{path}: give a folder or a {', '.join(BUILDERS)} file, without '[' in its path.")
     source = {"path": str(path)} if path.is_dir() else {"path": BUILDERS[path.suffix], "data_files": str(path)}
     try:
         builder = load_dataset_builder(**source)
@@ -65,9 +64,9 @@ def data_source(dataset_id, text_column="text", label_column="label"):
         source |= {} if features else {"converters": {text_column: str, label_column: str}}
     for file in (file for files in builder.config.data_files.values() for file in files):
         if Path(file).suffix in (".csv", ".jsonl"):
-            rows = _read_rows(file)
+            rows = pd.DataFrame.from_dict(_read_rows(file, is_csv), orient="index", dtype=object)
             if is_csv and label_column in rows:
-                rows[label_column] = [int(v) if re.fullmatch(r"[-+]?\d+", v) else v for v in rows[label_column]]
+                rows[label_column] = rows[label_column].map(_as_number).astype(object)
             _check_rows(file, rows, text_column, label_column, features)
     return source
 
@@ -81,8 +80,8 @@ def check_dataset(dataset, text_column="text", label_column="label"):
     """
     if not isinstance(dataset, dict) or "train" not in dataset:
         raise CourseError("the data has no split 'train'; name a file train.jsonl or train.csv.")
-    classes, texts, declared = {}, {}, dataset["train"].features.get(label_column)
-    names = getattr(declared, "names", None)
+    classes, texts = {}, {}
+    names = getattr(dataset["train"].features.get(label_column), "names", None)
     for split in (split for split in ("train", "validation", "test") if split in dataset):
         part = dataset[split]
         rows = pd.DataFrame({column: part[column][:] for column in part.column_names}, dtype=object)
@@ -117,83 +116,69 @@ def _check_rows(where, table, text_column, label_column, features):
         if column not in table:
             like = closest(column, set(table) - {text_column, label_column})
             remedy = f"rename the column {like!r} to {column!r}" if like else f"add a column {column!r}"
+            remedy = "put a comma between the columns" if text_column in like and label_column in like else remedy
             raise CourseError(f"{where}: no column {column!r} among {_some(map(repr, table))}; {remedy}.")
+    if features and (extra := sorted(set(table) - set(features))):
+        raise CourseError(f"{where}: {_some(map(repr, extra))} is not declared in README.md; declare or remove it.")
     text, label = table[text_column], table[label_column]
 
     def refuse(is_bad, values, fault):
         bad = values[[bool(is_bad(value)) for value in values]]
         if len(bad):
             place = f"row{'s' * (len(bad) > 1)} {_some(bad.index)}, column {values.name!r}"
-            raise CourseError(f"{where}, {place}: {fault.replace('VALUE', reprlib.repr(bad.iloc[0]))}.")
+            raise CourseError(f"{where}, {place}: {reprlib.repr(bad.iloc[0])} {fault}.")
 
-    refuse(_is_empty, text, "the text is empty; write one, or delete the row")
-    refuse(lambda value: not isinstance(value, str), text, "VALUE is not text; put it in double quotes")
-    broken = re.compile("[\0\ud800-\udfff]").search
-    refuse(broken, text, "the text holds a NUL or a broken character; retype it")
-    refuse(_is_empty, label, "the label is empty; write one, or delete the row")
-    not_class = "VALUE is not a class; write a class name or a whole number from 0"
-    refuse(
-        lambda v: isinstance(v, bool) or not isinstance(v, str | int) or (isinstance(v, int) and v < 0),
-        label,
-        not_class,
-    )
-    kinds = {kind: f"{value!r} in row {row}" for row, value in label[::-1].items() for kind in [isinstance(value, str)]}
+    refuse(_is_empty, text, "is an empty text; write one, or delete the row")
+    refuse(lambda value: not isinstance(value, str), text, "is not text; put it in double quotes")
+    refuse(re.compile("[\0\ud800-\udfff]").search, text, "holds a NUL or a broken character; retype it")
+    refuse(_is_empty, label, "is an empty label; write one, or delete the row")
+    fault = "is not a class; write a class name or a whole number from 0"
+    refuse(lambda v: not isinstance(v, str) and (not isinstance(v, int) or v is True or v < 0), label, fault)
+    kinds = {isinstance(value, str): f"{value!r} in row {row}" for row, value in label[::-1].items()}
     if len(kinds) > 1:
         mixed = f"{kinds[True]}, but {kinds[False]}; write class names only, or numbers only"
         raise CourseError(f"{where}, column {label_column!r}: {mixed}.")
     if names := getattr(features.get(label_column), "names", None):
-        like = closest(next((value for value in label if value not in names), ""), names)
-        undeclared = (
-            f"VALUE is not a declared class ({_some(names)}; closest: {like!r}); correct it, or declare it in README.md"
-        )
-        refuse(lambda v: v not in names and not (isinstance(v, int) and v < len(names)), label, undeclared)
+        known = {*names, *range(len(names))}  # load_dataset takes names and numbers, also numbers in quotes
+        like = closest(next((value for value in label if value not in known), ""), names)
+        fault = f"is not a declared class ({_some(names)}; closest: {like!r}); correct it, or declare it in README.md"
+        refuse(lambda value: value not in known and _as_number(value) not in known, label, fault)
     return set(label)
+
+
+def _as_number(value):
+    return int(value) if isinstance(value, str) and re.fullmatch(r"[-+]?\d+", value) else value
 
 
 def _is_empty(value):
     return value is None or value != value or (isinstance(value, str) and not value.strip())
 
 
-def _read_rows(path):
-    """The rows of a .csv or .jsonl file as a DataFrame of plain values; its index is the line in an editor."""
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            rows = _read_csv(file) if path.endswith(".csv") else _read_jsonl(file)
-    except UnicodeDecodeError:  # it only knows the place in the last block that was read
-        try:
-            (data := Path(path).read_bytes()).decode()
-        except UnicodeDecodeError as error:
-            place = f"row {data[: error.start].count(10) + 1}: byte {error.start}"
-            raise CourseError(f"{path}, {place} is not UTF-8; save the file as UTF-8.") from None
-    return pd.DataFrame(rows.values(), index=list(rows), dtype=object)
-
-
-def _read_csv(file):
+def _read_rows(path, is_csv):
+    """{line number as an editor shows it: row} of a .csv or .jsonl file; raises CourseError for a broken line."""
+    data, rows, line = Path(path).read_bytes(), {}, 1
     csv.field_size_limit(2**31 - 1)  # the default, 131072 characters, is too small for a long text
-    reader, header, rows, line = csv.reader(file, strict=True), None, {}, 1
     try:
-        for record in filter(None, reader):
-            header = header or record
-            if len(record) != len(header):
+        text = io.StringIO(data.decode("utf-8-sig"), newline="")
+        reader = csv.DictReader(text, strict=True)
+        for row in reader if is_csv else ():
+            line = reader.line_num - "".join(map(str, row.values())).count("\n")  # a text may run over several lines
+            if None in row or None in row.values():
                 remedy = "put texts with ',' in double quotes, or add the missing fields"
-                fault = f"{len(record)} fields, but the header has {len(header)}; {remedy}"
-                raise CourseError(f"{file.name}, row {line}: {fault}.")
-            if record is not header:
-                rows[line] = dict(zip(header, record, strict=True))
-            line = reader.line_num + 1  # a text in quotes may run over several lines
+                raise CourseError(f"{path}, row {line}: not as many fields as the header; {remedy}.")
+            rows[line] = row
+        for line, row in () if is_csv else enumerate(text, 1):
+            if row.strip():
+                rows[line] = dict(json.loads(row).items())
+    except UnicodeDecodeError as error:
+        place = f"row {data[: error.start].count(10) + 1}: byte {error.start}"
+        raise CourseError(f"{path}, {place} is not UTF-8; save the file as UTF-8.") from None
     except csv.Error:
         remedy = "close it, or write it twice inside a quoted text"
-        raise CourseError(f"{file.name}, row {line}: a double quote is not closed; {remedy}.") from None
-    return rows
-
-
-def _read_jsonl(file):
-    rows = {}
-    for number, line in enumerate(map(str.strip, file), 1):
-        if line:  # an empty line is no row
-            try:
-                rows[number] = dict(json.loads(line).items())
-            except (ValueError, RecursionError, AttributeError):
-                remedy = 'write one object a line, such as {"text": "...", "label": "..."}'
-                raise CourseError(f"{file.name}, row {number}: this is not a JSON object; {remedy}.") from None
+        raise CourseError(f"{path}, row {line + 1}: a double quote is not closed; {remedy}.") from None
+    except (ValueError, RecursionError, AttributeError) as error:
+        if isinstance(error, CourseError):
+            raise
+        remedy = 'write one object a line, such as {"text": "...", "label": "..."}'
+        raise CourseError(f"{path}, row {line}: this is not a JSON object; {remedy}.") from None
     return rows

@@ -55,13 +55,15 @@ def report():
 
     Experiment trackers are set to their offline mode unless you chose one, so that nothing asks for a login.
     """
+    import datasets
     import transformers
+    from huggingface_hub import is_offline_mode
 
     os.environ.setdefault("WANDB_MODE", "offline")
+    datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()  # its bars of loaded files; training keeps its own
     logging.getLogger("transformers.trainer").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", message=".*pin_memory.*")  # said on every machine without a GPU
     found = facts()
-    names = ("torch", "transformers", "datasets")
-    hub = "hub allowed" if os.environ.get("HF_HUB_OFFLINE", "0") in ("", "0") else "offline"
-    print(" · ".join([found["device"], *(f"{name} {found['versions'][name]}" for name in names), hub]))
+    shown = [f"{name} {found['versions'][name]}" for name in ("torch", "transformers", "datasets")]
+    print(" · ".join([found["device"], *shown, "offline" if is_offline_mode() else "hub allowed"]))

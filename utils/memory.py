@@ -11,27 +11,23 @@ GIB = 2**30
 
 def tensor_bytes(tensors):
     """Bytes of the distinct storages behind `tensors`: a weight used twice counts once."""
-    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
-    return sum(storages.values())
+    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
 
 
 def optimizer_bytes(optimizer):
     """Bytes of all state tensors that `optimizer` holds, counted; zero before its first step."""
-    states = optimizer.state.values()
-    return tensor_bytes(value for state in states for value in state.values() if torch.is_tensor(value))
+    return tensor_bytes(v for state in optimizer.state.values() for v in state.values() if torch.is_tensor(v))
 
 
-def plan(model, batch):
-    """Bytes that full-precision AdamW training of `model` needs, by component, before the first step.
+def plan(model, batch, autocast=None):
+    """Bytes that AdamW training of `model`, with its weights as they are, needs by component, before the first step.
 
     Weights, gradients and optimizer states (two float32 values a trainable parameter) follow from the model.
-    Activations are counted: one forward pass of `batch` (a collator's output, so pass the longest rows) under
-    the autograd hooks that see every tensor kept for the backward pass. Not in it: the CUDA context (about
-    0.5 GiB), kernel work space, and what the allocator holds in reserve.
+    Activations are counted: one forward pass of `batch` (a collator's output, so pass the longest rows), in the dtype
+    `autocast` if one is given, under the autograd hooks that see every tensor kept for the backward pass. Not in it:
+    the CUDA context (about 0.5 GiB), kernel work space, and what the allocator holds in reserve.
     """
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    saved = {}
+    weights, saved = {p.untyped_storage().data_ptr() for p in model.parameters()}, {}
 
     def keep(tensor):
         storage = tensor.untyped_storage()
@@ -41,9 +37,11 @@ def plan(model, batch):
 
     was_training = model.training
     model.train()
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    in_type = torch.autocast(model.device.type, autocast, enabled=autocast is not None)
+    with in_type, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         model(**{name: value.to(model.device) for name, value in batch.items()})
     model.train(was_training)
+    trainable = [p for p in model.parameters() if p.requires_grad]
     parts = {
         "weights": tensor_bytes(model.parameters()),
         "gradients": sum(p.numel() * p.element_size() for p in trainable),
@@ -57,10 +55,10 @@ def plan(model, batch):
 def measure(model):
     """Meters the training inside the `with` block; the object it yields is complete when the block ends.
 
-    seconds; rows, real_tokens (attention mask 1) and padded_tokens (all positions) of the training batches that
-    went forward, evaluation left out; peak_bytes allocated on the GPU, or None where there is none.
+    seconds; rows, real_tokens (attention mask 1) and padded_tokens (all positions) of the training batches that went
+    forward, evaluation left out; peak_bytes allocated on the GPU, or None where there is none.
     """
-    cost = SimpleNamespace(seconds=0.0, rows=0, real_tokens=0, padded_tokens=0, peak_bytes=None)
+    cost = SimpleNamespace(rows=0, real_tokens=0, padded_tokens=0, peak_bytes=None)
 
     def count(module, args, inputs):
         if module.training:
@@ -69,15 +67,12 @@ def measure(model):
             cost.real_tokens = cost.real_tokens + mask.sum()  # stays on the device: no wait in every step
             cost.padded_tokens += mask.numel()
 
-    on_gpu = torch.cuda.is_available()
-    if on_gpu:
+    if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    hook = model.register_forward_pre_hook(count, with_kwargs=True)
-    started = time.perf_counter()
-    try:
-        yield cost
-    finally:
-        hook.remove()
-        cost.real_tokens = int(cost.real_tokens)
-        cost.seconds = time.perf_counter() - started
-        cost.peak_bytes = torch.cuda.max_memory_allocated() if on_gpu else None
+    hook, started = model.register_forward_pre_hook(count, with_kwargs=True), time.perf_counter()
+    yield cost
+    hook.remove()
+    cost.real_tokens = int(cost.real_tokens)
+    cost.seconds = time.perf_counter() - started
+    if torch.cuda.is_available():
+        cost.peak_bytes = torch.cuda.max_memory_allocated()

@@ -51,7 +51,7 @@ def find_notebooks(text):
     if not names and not numbered:
         raise RunError("notebooks/ holds no numbered notebook; name one with --nb PATH.")
     for name in names:
-        same = [path for path in numbered if name.isdigit() and path.name.startswith(f"{int(name):02}_")]
+        same = [path for path in numbered if name.isdecimal() and path.name.startswith(f"{int(name):02}_")]
         found = [*found, *(same or [Path(name).absolute()])]
         if not found[-1].is_file() or found[-1].suffix != ".ipynb":
             known = ", ".join(path.stem for path in numbered) or "none"
@@ -96,14 +96,14 @@ class Lesson:
     """A notebook and its run, which leaves NAME.ipynb if complete, else NAME.partial.ipynb, and NAME.log."""
 
     def __init__(self, path, profile, out, given):
-        """Check notebook and parameters, then clear what an earlier run left in out/profile/NAME."""
+        """Check the notebook and the parameters (RunError); the run will write to out/profile/NAME."""
         self.path, self.name, self.profile, self.folder = path, path.stem, profile, out / profile / path.stem
         files = [f"{self.name}.ipynb", f"{self.name}.partial.ipynb", f"{self.name}.log", "results.json"]
-        self.final, self.partial, self.log, self.results = paths = [self.folder / file for file in files]
+        self.final, self.partial, self.log, self.results = self.files = [self.folder / file for file in files]
         self.minutes, self.verdict = None, "not run"
         cells = read_json(path).get("cells", [])
         self.cells = code_cells(cells)
-        is_output = any(has_tag(cell, "injected-parameters") for cell in cells) or path.resolve() in paths
+        is_output = any(has_tag(cell, "injected-parameters") for cell in cells) or path.resolve() in self.files
         if not self.cells or is_output:
             raise RunError(f"{path} is not a notebook to run: it has no code or is the output of a run.")
         tagged = [cell for cell in self.cells if has_tag(cell, "parameters")]
@@ -113,9 +113,12 @@ class Lesson:
         self.parameters = {name: value for name, value in automatic.items() if name in known} | given
         for cell in self.cells:  # papermill adds a cell behind the parameters cell
             cell["position"] += bool(self.parameters) and cell["position"] > start["position"]
+
+    def clear(self):
+        """Make the output folder and remove what an earlier run left there; RunError if that is not possible."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            for old in paths:
+            for old in self.files:
                 old.unlink(missing_ok=True)
             self.log.touch()
         except OSError as error:
@@ -259,6 +262,8 @@ def run_all(args):
     out = Path(args.out or (tempfile.mkdtemp() if args.render else ROOT / "outputs")).resolve()
     lessons = [Lesson(path, args.profile, out, given) for path in find_notebooks(args.nb)]
     for lesson in lessons:
+        lesson.clear()
+    for lesson in lessons:
         lesson.run(args.cell_timeout, args.timeout)
         if SIGNALS:
             break
@@ -289,6 +294,7 @@ def main():
     rendered = str(ROOT / "notebooks" / "rendered")
     parser.add_argument("--render", nargs="?", const=rendered, help="then copy to notebooks/rendered/")
     args = parser.parse_args()
+    sys.stdout.reconfigure(errors="replace")  # a heading may hold what an old terminal cannot show
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores it
             signal.signal(number, lambda number, frame: SIGNALS.append(number))
