@@ -1,0 +1,163 @@
+"""Lesson 01 as a reader runs it: headless, offline, twice, untrained, on other data, and with bad input."""
+
+import csv
+import json
+import math
+import random
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import LESSON, ROOT
+
+from utils import results
+
+MARGIN = 0.08  # measured on three seeds: 0.155 to 0.185 above the baseline
+TIMES = {"train_seconds", "rows_per_second", "real_tokens_per_second", "padded_tokens_per_second"}
+
+
+def learned(record):
+    return record["after"] >= max(record["baseline"], record["before"]) + MARGIN
+
+
+@pytest.fixture(scope="session")
+def untrained(run_notebook):
+    """The negative control: the same run with learning rate 0."""
+    return run_notebook("01", "--overrides", '{"learning_rate": 0, "max_steps": 50}')
+
+
+@pytest.fixture(scope="session")
+def own_data(run_notebook, tmp_path_factory):
+    """A CSV file of a reader's own: three string classes, one file, words that the tiny world does not know."""
+    patterns = {
+        "billing": ["why was i charged {} for the {}", "the invoice for {1} is wrong", "refund {} for the {}"],
+        "shipping": ["where is my {1}", "the {1} has not arrived after {0}", "track the parcel with my {1}"],
+        "NA": ["i want to send back the {1}", "how do i return a {1} within {0}", "the {1} does not fit"],
+    }
+    rng, rows = random.Random(0), set()
+    for label, texts in patterns.items():
+        while sum(row[1] == label for row in rows) < 40:
+            when = rng.choice(["twice", "two weeks", "a month", "9 days", "a year"])
+            what = rng.choice(["jacket", "phone", "lamp", "book", "helmet", "keyboard", "coat", "kettle", "tent"])
+            rows.add((rng.choice(texts).format(when, what), label))
+    path = tmp_path_factory.mktemp("own") / "tickets.csv"
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([("text", "label"), *sorted(rows)])
+    return run_notebook("01", "--overrides", json.dumps({"dataset_id": str(path)}))
+
+
+def test_it_learns(lesson):
+    record = lesson.results
+    assert learned(record), record
+    assert 0.60 <= record["baseline"] <= 0.90
+    assert record["n_eval"] == 200
+
+
+def test_without_learning_it_does_not(untrained):
+    assert untrained.code == 0, untrained.text
+    assert not learned(untrained.results)
+    assert untrained.results["after"] <= 1 / 5 + 0.10
+
+
+def test_a_second_run_from_elsewhere_gives_the_same_numbers(lesson, run_notebook, tmp_path):
+    again = run_notebook(ROOT / "notebooks" / f"{LESSON}.ipynb", cwd=tmp_path)
+    assert again.code == 0, again.text
+    assert {k: v for k, v in again.results.items() if k not in TIMES} == {
+        k: v for k, v in lesson.results.items() if k not in TIMES
+    }
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_network_guard_blocks(offline):
+    code = "import urllib.request; urllib.request.urlopen('http://192.0.2.1', timeout=1)"
+    done = subprocess.run([sys.executable, "-c", code], env=offline, capture_output=True, text=True)
+    assert "the tests allow no network" in done.stderr
+
+
+def test_results_follow_the_contract(lesson):
+    record = lesson.results
+    assert list(record) == results.KEYS
+    assert record["lesson"] == LESSON
+    assert record["trainable_parameters"] == record["total_parameters"] == 1_532_325
+    assert record["weights_bytes"] == 4 * record["total_parameters"]
+    assert record["planned_peak_bytes"] > 16 * record["total_parameters"]
+    assert record["rows_per_second"] * record["train_seconds"] == pytest.approx(record["metrics"]["steps"] * 16)
+    assert record["padded_tokens_per_second"] > record["real_tokens_per_second"]
+    assert record["metrics"]["padding"]["every row to 512"] > 0.95
+    assert str(ROOT) not in json.dumps(record)
+
+
+def test_what_a_run_leaves_behind(lesson):
+    for name in (
+        f"{LESSON}.ipynb",
+        "lengths.png",
+        "learning_curve.png",
+        "confusion_matrix.png",
+        "model/model.safetensors",
+    ):
+        assert (lesson.folder / name).stat().st_size > 1000, name
+    assert list((lesson.folder / "checkpoints").rglob("events.out.tfevents*")), "no TensorBoard log"
+    assert not list((ROOT / "notebooks").glob("*.partial*"))
+
+
+def test_every_cell_ran_and_few_lines_are_noise(lesson):
+    code = [cell for cell in lesson.notebook.cells if cell.cell_type == "code" and cell.source.strip()]
+    assert all(cell.execution_count for cell in code)
+    errors = [o.text for cell in code for o in cell.outputs if o.output_type == "stream" and o.name == "stderr"]
+    assert len(errors) == 1, errors  # the load report, which the lesson reads
+    assert "classifier.weight" in errors[0]
+
+
+def test_the_saved_model_answers_the_same_in_a_fresh_process(lesson, offline, tmp_path):
+    code = f"""
+import numpy as np, torch
+from datasets import load_dataset
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+folder = {str(lesson.folder)!r}
+model = AutoModelForSequenceClassification.from_pretrained(folder + "/model").eval()
+tokenizer = AutoTokenizer.from_pretrained(folder + "/model")
+texts = load_dataset({str(ROOT / "data" / "driver_intent")!r}, split="test")["text"][:]
+with torch.no_grad():
+    logits = model(**tokenizer(texts, padding=True, return_tensors="pt")).logits.numpy()
+np.save("logits.npy", logits)
+"""
+    done = subprocess.run([sys.executable, "-c", code], env=offline, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    expected = np.load(lesson.folder / "test_logits.npy")
+    np.testing.assert_allclose(np.load(tmp_path / "logits.npy"), expected, atol=1e-4)
+    assert np.abs(expected).max() > 1, "a model that says nothing would pass"
+
+
+def test_own_csv_trains_and_reaches_its_baseline(own_data):
+    assert own_data.code == 0, own_data.text
+    record = own_data.results
+    assert record["after"] >= record["baseline"] > record["before"]
+    assert set(record["metrics"]["report"]) >= {"billing", "shipping", "NA"}
+    assert record["n_train"] + record["n_eval"] < 120, "the validation split takes its share"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "parts"),
+    [
+        ('{"dataset_id": "BAD.csv"}', ["BAD.csv, row 3, column 'label'", "empty label", "delete the row"]),
+        ('{"learning_rat": 1}', ["learning_rat", "closest: 'learning_rate'"]),
+    ],
+)
+def test_bad_input_stops_before_training(run_notebook, tmp_path, overrides, parts):
+    path = tmp_path / "BAD.csv"
+    path.write_text("text,label\nopen it,a\nclose it,\n")
+    done = run_notebook("01", "--overrides", overrides.replace("BAD.csv", str(path)))
+    assert done.code != 0
+    assert not [part for part in parts if part not in done.text], done.text
+    assert not (done.folder / "checkpoints").exists()
+    assert not (done.folder / f"{LESSON}.ipynb").exists()
+
+
+@pytest.mark.parametrize("name", ["_template", f"solutions/{LESSON}"])
+def test_template_and_solutions_run(run_notebook, name):
+    done = run_notebook(ROOT / "notebooks" / f"{name}.ipynb")
+    assert done.code == 0, done.text
+    if name == "_template":
+        assert done.results["after"] > done.results["baseline"]
+        assert done.results["metrics"]["start_loss"] == pytest.approx(math.log(5), abs=0.5)
