@@ -18,11 +18,7 @@ import yaml
 SENTINEL = "Lesson complete."  # the last code cell of every course notebook prints this
 ROOT = Path(__file__).resolve().parents[1]
 COLUMNS = "lesson profile metric baseline before after n_eval minutes verdict".split()
-FIXED = {
-    "PYTHONHASHSEED": "0",
-    "TOKENIZERS_PARALLELISM": "false",
-    "MPLBACKEND": "module://matplotlib_inline.backend_inline",
-}
+FIXED = {"PYTHONHASHSEED": "0", "TOKENIZERS_PARALLELISM": "false", "MPLBACKEND": "inline"}  # for the kernel
 SIGNALS = []  # numbers of the signals received so far
 
 
@@ -34,9 +30,9 @@ def json_object(text):
 def code_cells(path):
     """The cells of a notebook that hold code, each with its place; none if there is no such notebook (yet)."""
     heading, found = "start", []
-    with contextlib.suppress(OSError, ValueError, TypeError):
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
         for cell in json_object(path.read_text("utf-8")).get("cells", []):
-            code = cell["source"] = "".join(cell["source"])
+            code = cell["source"] = "".join(cell["source"]).strip()
             if cell["cell_type"] == "markdown":
                 heading = (re.findall(r"^#+ (.+)", code, re.MULTILINE) or [heading])[-1]
             elif cell["cell_type"] == "code" and code and "injected-parameters" not in cell["metadata"].get("tags", []):
@@ -52,8 +48,8 @@ def check(path, folder, profile, given):
     code = "\n".join(cell["source"] for cell in cells if "parameters" in cell["metadata"].get("tags", []))
     known = re.findall(r"^(\w+) *(?::[^=\n]+)?=(?!=)", code, re.MULTILINE)
     for wrong in sorted(set(given) - set(known)):
-        hint = "".join(f"did you mean {close}? " for close in difflib.get_close_matches(wrong, known, n=1))
-        raise ValueError(f"{path.stem} has no parameter {wrong!r}; {hint}it has: {', '.join(known) or 'none'}")
+        like = difflib.get_close_matches(wrong, known) or known
+        raise ValueError(f"{path.stem} has no parameter {wrong!r}; did you mean one of {like}?")
     own = {"PROFILE": profile, "OUTPUT_DIR": str(folder)}
     return path, folder, {name: value for name, value in own.items() if name in known} | given
 
@@ -66,22 +62,21 @@ def watch(process, partial, limit):
         exit_code, seconds = process.poll(), time.monotonic() - begin
         cells = code_cells(partial) or cells  # none while papermill writes the file
         started = [cell["place"] for cell in cells if cell["metadata"]["papermill"]["start_time"]]
-        for place in started[seen:]:
+        for seen, place in enumerate(started[seen:], start=seen + 1):  # noqa: B020
             print(f"[{seconds:6.1f} s] {place} of {len(cells)}", flush=True)
-        seen = len(started)
         if SIGNALS:
             return f"{place} was interrupted by {signal.Signals(SIGNALS[0]).name}; start the run again"
         if seconds > limit:
             return f"{place} was running when the notebook reached {limit:g} s; raise --timeout"
     for cell in cells:
         for error in (output for output in cell["outputs"] if output["output_type"] == "error"):
-            cause = " ".join(f"{error['ename']}: {error['evalue'][:300]}".split())
-            return f"{cell['place']} raised {cause}; correct that and run again"
+            return f"{cell['place']} raised {error['ename']}: {' '.join(error['evalue'].split())[:300]}; correct that"
         if cell["execution_count"] is None and not exit_code:
             return f"{cell['place']} did not run; remove what makes the notebook skip it"
-    if exit_code:  # 138 is papermill's code for a dead kernel
-        cause = "the kernel died, often for lack of memory" if exit_code == 138 else f"papermill ended with {exit_code}"
-        return f"{place} was running when {cause}; read {partial.with_suffix('.log')}"
+    if exit_code:
+        return (
+            f"{place} was running when papermill ended with {exit_code} (138: no memory, the kernel died); see its log"
+        )
     printed = ["".join(output["text"]) for output in cells[-1]["outputs"] if output.get("name") == "stdout"]
     return "" if SENTINEL in "".join(printed) else f"{place} is the last and must end with print({SENTINEL!r})"
 
@@ -109,10 +104,13 @@ def run(path, folder, parameters, args):
     else:
         partial.replace(folder / path.name)
     record = json_object(results.read_text("utf-8")) if results.exists() else {}
-    values = [record.get(column, "-") for column in COLUMNS[2:-2]]
-    shown = [f"{value:.3f}" if isinstance(value, float) else str(value) for value in values]
-    minutes = f"{(time.monotonic() - begin) / 60:.1f}"
-    return [path.stem, args.profile, *shown, minutes, "failed" if problem else "complete"]
+    values = [
+        path.stem,
+        args.profile,
+        *(record.get(name, "-") for name in COLUMNS[2:-2]),
+        (time.monotonic() - begin) / 60,
+    ]
+    return [f"{v:.3f}" if isinstance(v, float) else str(v) for v in values] + ["failed" if problem else "complete"]
 
 
 def main():
@@ -120,9 +118,7 @@ def main():
     parser = argparse.ArgumentParser(prog="python -m utils.runner", usage=argparse.SUPPRESS)
     parser.add_argument("--nb", default="", help='"01", "01,02" or the path of a notebook; all if empty')
     parser.add_argument("--profile", default="tiny", choices=["tiny", "colab", "full"])
-    parser.add_argument(
-        "--overrides", type=json_object, default="{}", help="JSON object that changes values of the profile"
-    )
+    parser.add_argument("--overrides", type=json_object, default="{}", help="JSON object with values of the profile")
     parser.add_argument("--parameters", type=json_object, default="{}", help="JSON object with other parameters")
     parser.add_argument("--seed", type=int, help="replaces the SEED of the notebook")
     parser.add_argument("--out", type=Path, default=ROOT / "outputs", help="a run writes to OUT/PROFILE/NOTEBOOK NAME/")
@@ -131,7 +127,7 @@ def main():
     given = args.parameters | ({"OVERRIDES": args.overrides} if args.overrides else {})
     given |= {} if args.seed is None else {"SEED": args.seed}
     numbered = {path.name[:2]: path for path in sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))}
-    names = args.nb.replace(",", " ").split() or numbered
+    names = [name.strip() for name in args.nb.split(",") if name.strip()] or numbered
     paths = [numbered.get(name.zfill(2), Path(name)).resolve() for name in names]
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, frame: SIGNALS.append(number))
@@ -143,11 +139,11 @@ def main():
                 old.unlink(missing_ok=True)
     except (ValueError, OSError) as error:
         parser.error(str(error))
-    rows = [run(*lesson, args) for lesson in lessons if not SIGNALS]
-    widths = [max(map(len, column)) for column in zip(COLUMNS, *rows, strict=True)]
-    for row in [COLUMNS, *rows]:
+    rows = [COLUMNS] + [run(*lesson, args) for lesson in lessons if not SIGNALS]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
         print("  ".join(map(str.ljust, row, widths)).rstrip())
-    return 128 + SIGNALS[0] if SIGNALS else int(any(row[-1] != "complete" for row in rows))
+    return 128 + SIGNALS[0] if SIGNALS else int(any(row[-1] != "complete" for row in rows[1:]))
 
 
 if __name__ == "__main__":

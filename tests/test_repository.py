@@ -1,0 +1,88 @@
+"""What a stranger meets first: commands, versions, links, and no trace of the machine it was made on."""
+
+import re
+import subprocess
+
+import pytest
+import yaml
+from conftest import ROOT, notebooks
+from packaging.requirements import Requirement
+
+TRACKED = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.split("\n")[:-1]
+PAGES = [name for name in TRACKED if name.endswith(".md")]
+
+
+def requirements():
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    return [line for line in lines if line and not line.startswith(("#", "-"))]
+
+
+def test_every_requirement_has_a_range_and_a_reason():
+    for line in requirements():
+        wanted, _, reason = line.partition("#")
+        assert re.search(r">=.*,<", wanted), line
+        assert len(reason.split()) >= 3, line
+
+
+def test_constraints_pin_every_requirement_within_its_range():
+    pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split())
+    pins = {name.lower().replace("_", "-"): version for name, version in pins.items()}
+    for line in requirements():
+        wanted = Requirement(line.partition("#")[0])
+        assert wanted.specifier.contains(pins[wanted.name.lower()]), line
+    assert all(re.fullmatch(r"[\d.]+(post\d+)?", version) for version in pins.values()), "no local builds"
+
+
+def test_conda_installs_the_same_list():
+    packages = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    assert {"pip": ["-r requirements.txt"]} in packages
+    assert [name for name in packages if isinstance(name, str)] == ["python>=3.11,<3.14", "pip"]
+
+
+def test_ci_runs_the_command_of_the_readme():
+    assert (ROOT / ".ci" / "run").read_text().split("\n")[-2] == "make test"
+    readme = (ROOT / "README.md").read_text()
+    assert "make run" in readme
+    assert "make test" in readme
+
+
+def test_make_lists_every_command():
+    listed = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True).stdout
+    for target in ("run", "test", "lab", "render", "assets", "lock", "clean"):
+        assert re.search(rf"make {target}\s+\w+", listed), target
+
+
+def test_utils_stays_small():
+    lines = sum(len(path.read_text().splitlines()) for path in (ROOT / "utils").glob("*.py"))
+    assert lines < 600
+
+
+def test_every_notebook_is_in_the_tables():
+    tables = (ROOT / "README.md").read_text(), (ROOT / "notebooks" / "README.md").read_text()
+    for path in notebooks("[0-9]*.ipynb"):
+        assert all(path.name in table for table in tables), path.name
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_between_files_lead_somewhere(page):
+    text = (ROOT / page).read_text()
+    for target in re.findall(r"\]\(([^)#:]+)(?:#[\w-]+)?\)", text):
+        assert (ROOT / page).parent.joinpath(target).exists(), target
+
+
+@pytest.mark.parametrize("path", notebooks("[0-9]*.ipynb"), ids=lambda path: path.stem)
+def test_each_lesson_has_a_stamped_rendered_copy(path):
+    if path.parent.name == "solutions":
+        pytest.skip("solutions are read as they are")
+    text = (ROOT / "notebooks" / "rendered" / path.name).read_text()
+    for word in ("Executed: profile tiny", "commit ", "device ", "torch "):
+        assert word in text, word
+    assert "widgets" not in text
+
+
+def test_no_trace_of_a_machine():
+    own = "|".join(["/" + folder + "/" for folder in ("root", "home", "work", "Users")])
+    for name in TRACKED:
+        if not name.endswith((".png", ".safetensors")):
+            found = re.search(rf"(?<![\w.])({own})\w", (ROOT / name).read_text(encoding="utf-8"))
+            assert not found, f"{name}: {found[0]}"
