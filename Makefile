@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 RUN := $(VENV)/bin/python -m
 # The recipes read these from the environment, so that a value may hold spaces and quotes.
 export NB PROFILE OVERRIDES OUT SEED
-RUNNER := $(RUN) utils.runner --profile="$$PROFILE" $(if $(NB),--nb="$$NB") $(if $(OUT),--out="$$OUT")
+LESSONS := --profile="$$PROFILE" $(if $(NB),--nb="$$NB")
 
 .DEFAULT_GOAL := help
 .PHONY: help run test lab render assets lock clean
@@ -19,7 +19,8 @@ help:
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 16
 
 run: $(READY) ## run the lessons headless; NB=02 PROFILE=full OVERRIDES='{"learning_rate": 0}' SEED=1 OUT=dir
-	@$(RUNNER) $(if $(OVERRIDES),--overrides="$$OVERRIDES") $(if $(SEED),--seed="$$SEED")
+	@$(RUN) utils.runner $(LESSONS) $(if $(OVERRIDES),--overrides="$$OVERRIDES") $(if $(SEED),--seed="$$SEED") \
+	$(if $(OUT),--out="$$OUT")
 
 test: $(READY) ## lint, then every test, the notebooks included
 	$(RUN) ruff check .
@@ -30,7 +31,7 @@ lab: $(READY) ## open JupyterLab on notebooks/
 	$(RUN) jupyterlab notebooks
 
 render: $(READY) ## run the lessons and put stamped copies with outputs into notebooks/rendered/
-	@$(RUNNER) --render
+	@$(VENV)/bin/python notebooks/rendered/build_rendered.py $(LESSONS)
 
 assets: $(READY) ## rebuild the data and the tiny models from their seeds
 	$(VENV)/bin/python data/build_datasets.py

@@ -62,21 +62,19 @@ def watch(process, partial, limit):
         exit_code, seconds = process.poll(), time.monotonic() - begin
         cells = code_cells(partial) or cells  # none while papermill writes the file
         started = [cell["place"] for cell in cells if cell["metadata"]["papermill"]["start_time"]]
-        for seen, place in enumerate(started[seen:], start=seen + 1):  # noqa: B020
+        for place in started[seen:]:
             print(f"[{seconds:6.1f} s] {place} of {len(cells)}", flush=True)
-        if SIGNALS:
-            return f"{place} was interrupted by {signal.Signals(SIGNALS[0]).name}; start the run again"
-        if seconds > limit:
-            return f"{place} was running when the notebook reached {limit:g} s; raise --timeout"
+        seen = len(started)
+        if SIGNALS or seconds > limit:
+            cause = signal.Signals(SIGNALS[0]).name if SIGNALS else f"the --timeout of {limit:g} s"
+            return f"{place} was running when {cause} stopped it; start the run again"
     for cell in cells:
         for error in (output for output in cell["outputs"] if output["output_type"] == "error"):
             return f"{cell['place']} raised {error['ename']}: {' '.join(error['evalue'].split())[:300]}; correct that"
         if cell["execution_count"] is None and not exit_code:
             return f"{cell['place']} did not run; remove what makes the notebook skip it"
     if exit_code:
-        return (
-            f"{place} was running when papermill ended with {exit_code} (138: no memory, the kernel died); see its log"
-        )
+        return f"{place} was running when papermill ended with {exit_code} (138: the kernel died, often out of memory)"
     printed = ["".join(output["text"]) for output in cells[-1]["outputs"] if output.get("name") == "stdout"]
     return "" if SENTINEL in "".join(printed) else f"{place} is the last and must end with print({SENTINEL!r})"
 
@@ -100,16 +98,11 @@ def run(path, folder, parameters, args):
                 member.kill()
         psutil.wait_procs(family, timeout=10)
     if problem:
-        print(f"{path.stem}: {problem}. What ran is in {folder}", file=sys.stderr, flush=True)
+        print(f"{path.stem}: {problem}. What ran and the log are in {folder}", file=sys.stderr, flush=True)
     else:
         partial.replace(folder / path.name)
     record = json_object(results.read_text("utf-8")) if results.exists() else {}
-    values = [
-        path.stem,
-        args.profile,
-        *(record.get(name, "-") for name in COLUMNS[2:-2]),
-        (time.monotonic() - begin) / 60,
-    ]
+    values = [path.stem, args.profile, *(record.get(k, "-") for k in COLUMNS[2:-2]), (time.monotonic() - begin) / 60]
     return [f"{v:.3f}" if isinstance(v, float) else str(v) for v in values] + ["failed" if problem else "complete"]
 
 
@@ -126,9 +119,8 @@ def main():
     args = parser.parse_args()
     given = args.parameters | ({"OVERRIDES": args.overrides} if args.overrides else {})
     given |= {} if args.seed is None else {"SEED": args.seed}
-    numbered = {path.name[:2]: path for path in sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))}
-    names = [name.strip() for name in args.nb.split(",") if name.strip()] or numbered
-    paths = [numbered.get(name.zfill(2), Path(name)).resolve() for name in names]
+    known = {path.name[:2]: path for path in sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))}
+    paths = [known.get(name.zfill(2), Path(name)).resolve() for name in (args.nb.split(",") if args.nb else known)]
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, frame: SIGNALS.append(number))
     try:
