@@ -1,5 +1,6 @@
 """What a stranger meets first: commands, versions, links, and no trace of the machine it was made on."""
 
+import json
 import re
 import subprocess
 
@@ -9,6 +10,7 @@ from conftest import ROOT, notebooks
 from packaging.requirements import Requirement
 
 TRACKED = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.split("\n")[:-1]
+LESSONS = [path for path in notebooks("[0-9]*.ipynb") if path.parent.name == "notebooks"]
 PAGES = [name for name in TRACKED if name.endswith(".md")]
 
 
@@ -70,10 +72,18 @@ def test_links_between_files_lead_somewhere(page):
         assert (ROOT / page).parent.joinpath(target).exists(), target
 
 
-@pytest.mark.parametrize("path", notebooks("[0-9]*.ipynb"), ids=lambda path: path.stem)
+def test_the_results_of_the_readme_are_those_of_the_rendered_copies():
+    table = (ROOT / "README.md").read_text().split("results:begin")[1].split("results:end")[0]
+    for path in LESSONS:
+        last = json.loads((ROOT / "notebooks" / "rendered" / path.name).read_text())["cells"][-1]
+        numbers = re.findall(r"\d\.\d{3}", "".join(last["outputs"][0]["text"]))
+        row = next(line for line in table.splitlines() if line.startswith(f"| {path.stem[:2]} "))
+        assert len(numbers) == 3
+        assert re.findall(r"\d\.\d{3}", row) == numbers
+
+
+@pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
 def test_each_lesson_has_a_stamped_rendered_copy(path):
-    if path.parent.name == "solutions":
-        pytest.skip("solutions are read as they are")
     text = (ROOT / "notebooks" / "rendered" / path.name).read_text()
     for word in ("Executed: profile tiny", "commit ", "device ", "torch "):
         assert word in text, word

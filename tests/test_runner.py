@@ -38,7 +38,7 @@ COMPLETE = [
 
 # name: (code cells behind the parameters, options, signal to send while HANG hangs)
 RUNS = {
-    "time_limit": ([HANG, END], ["--timeout", "10"], None),
+    "time_limit": ([HANG, END], ["--timeout", "8"], None),
     "complete": (COMPLETE, ["--overrides", json.dumps(OVERRIDES), "--seed", "7"], None),
     "sigint": ([HANG, END], [], signal.SIGINT),
     "sigterm": ([HANG, END], [], signal.SIGTERM),
@@ -130,7 +130,7 @@ def code_cells(path):
 @pytest.mark.parametrize(
     ("name", "exit_code", "words"),
     [
-        ("time_limit", 1, ["--timeout of 10 s"]),
+        ("time_limit", 1, ["--timeout of 8 s"]),
         ("sigint", 130, ["code cell 2 (6 Training)", "SIGINT"]),
         ("sigterm", 143, ["code cell 2 (6 Training)", "SIGTERM"]),
         ("exception", 1, ["code cell 3 (6 Training)", "KeyError: 'no such label'"]),

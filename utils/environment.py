@@ -51,10 +51,8 @@ def facts():
 
 
 def report():
-    """Quiets the libraries and prints one line: device, versions, whether the hub may be asked.
-
-    Experiment trackers are set to their offline mode unless you chose one, so that nothing asks for a login.
-    """
+    """Prints one line: device, versions, whether the hub may be asked. Quiets progress bars and known warnings, and
+    sets Weights & Biases to its offline mode unless you chose one, so that nothing asks for a login."""
     import datasets
     import transformers
     from huggingface_hub import is_offline_mode

@@ -20,12 +20,12 @@ def optimizer_bytes(optimizer):
 
 
 def plan(model, batch, autocast=None):
-    """Bytes that AdamW training of `model`, with its weights as they are, needs by component, before the first step.
+    """Bytes that AdamW training of `model` needs, by component, before the first step.
 
     Weights, gradients and optimizer states (two float32 values a trainable parameter) follow from the model.
-    Activations are counted: one forward pass of `batch` (a collator's output, so pass the longest rows), in the dtype
-    `autocast` if one is given, under the autograd hooks that see every tensor kept for the backward pass. Not in it:
-    the CUDA context (about 0.5 GiB), kernel work space, and what the allocator holds in reserve.
+    Activations are counted: one forward pass of `batch` (the longest rows, collated), in the dtype `autocast` if one is
+    given, under autograd's hooks on tensors saved for backward. Not in it: the CUDA context (about 0.5 GiB), kernel
+    work space, the allocator's reserve. An upper bound: not all parts are alive at one moment.
     """
     weights, saved = {p.untyped_storage().data_ptr() for p in model.parameters()}, {}
 
@@ -53,11 +53,9 @@ def plan(model, batch, autocast=None):
 
 @contextlib.contextmanager
 def measure(model):
-    """Meters the training inside the `with` block; the object it yields is complete when the block ends.
-
-    seconds; rows, real_tokens (attention mask 1) and padded_tokens (all positions) of the training batches that went
-    forward, evaluation left out; peak_bytes allocated on the GPU, or None where there is none.
-    """
+    """Meters the training inside the `with` block; what it yields is complete when the block ends: seconds; rows,
+    real_tokens (attention mask 1) and padded_tokens (all positions) that went forward in training, evaluation left out;
+    peak_bytes allocated on the GPU, or None where there is none."""
     cost = SimpleNamespace(rows=0, real_tokens=0, padded_tokens=0, peak_bytes=None)
 
     def count(module, args, inputs):

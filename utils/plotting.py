@@ -4,15 +4,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 BLUE, ORANGE, GREY = "#0072B2", "#E69F00", "#777777"  # Okabe and Ito
-STYLE = {
-    "figure.figsize": (7, 3),
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.prop_cycle": plt.cycler(color=[BLUE, ORANGE, "#009E73", "#CC79A7"]),
-    "image.cmap": "Blues",
-    "legend.frameon": False,
-}
-plt.rcParams.update(STYLE)
+plt.rcParams["figure.figsize"] = (7, 3)
+plt.rcParams["axes.spines.top"] = plt.rcParams["axes.spines.right"] = plt.rcParams["legend.frameon"] = False
+plt.rcParams["axes.prop_cycle"] = plt.cycler(color=[BLUE, ORANGE, "#009E73", "#CC79A7"])
+plt.rcParams["image.cmap"] = "Blues"
 
 
 def show(figure, path):

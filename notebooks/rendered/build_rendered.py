@@ -46,6 +46,17 @@ def render(path, out, target):
     (target / path.name).write_text(text, encoding="utf-8")
 
 
+def results_table(paths):
+    """Return the README's table of results: a line for each executed notebook, from its results.json."""
+    lines = ["| lesson | metric | baseline | before | after | test rows | training | device |", "|---" * 8 + "|"]
+    for path in paths:
+        r = json.loads(path.with_name("results.json").read_text(encoding="utf-8"))
+        numbers = [f"{r[key]:.3f}" for key in ("baseline", "before", "after")]
+        cells = [r["lesson"][:2], r["metric"], *numbers, str(r["n_eval"]), f"{r['train_seconds']:.0f} s", r["device"]]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def main():
     """Run the lessons into a temporary folder, then copy them; return the exit code of the runner."""
     with tempfile.TemporaryDirectory() as folder:
@@ -57,6 +68,11 @@ def main():
         if runner.wait() == 0:
             for path in sorted(out.glob("*/*/*.ipynb")):
                 render(path, out, HERE)
+            if "--nb" not in " ".join(sys.argv):  # all lessons ran
+                page = (ROOT / "README.md").read_text(encoding="utf-8")
+                table = results_table(sorted(out.glob("*/*/*.ipynb")))
+                page = re.sub(r"(results:begin.*?-->\n).*?(<!-- results:end)", rf"\1{table}\n\2", page, flags=re.DOTALL)
+                (ROOT / "README.md").write_text(page, encoding="utf-8")
     return runner.returncode
 
 
