@@ -86,7 +86,7 @@ def run(path, folder, parameters, args):
     environment = ({"HF_HUB_OFFLINE": "1"} if args.profile == "tiny" else {}) | os.environ | FIXED
     command = [sys.executable, "-m", "papermill", "-k", "python3", "-l", "python", "--log-output", "--no-progress-bar"]
     command += ["-y", yaml.safe_dump(parameters), str(path), str(partial)]  # JSON is not YAML: 1e-05
-    with partial.with_suffix(".log").open("wb") as log:
+    with (folder / f"{path.stem}.log").open("wb") as log:
         process = subprocess.Popen(command, env=environment, start_new_session=True, stdout=log, stderr=log)
     try:
         problem = watch(process, partial, args.timeout)
