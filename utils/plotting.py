@@ -26,6 +26,7 @@ def length_histogram(lengths, max_length, path):
     cut = np.mean(np.asarray(lengths) > max_length)
     axes.set_title(f"longest {max(lengths)}, max_length {max_length} cuts {cut:.1%} of the examples", fontsize="medium")
     axes.set(xlabel="tokens in an example", ylabel="examples")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     show(figure, path)
 
 

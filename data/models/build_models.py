@@ -43,19 +43,20 @@ def bert_tokenizer(dialogues):
     """A lower-case WordPiece vocabulary: every piece that occurs at least 40 times in the dialogues.
 
     Every ASCII letter and digit has a piece of its own, so that a word which the small world does not know is
-    spelt out instead of becoming [UNK]. The trainer numbers pieces of equal count at random: sorted here.
+    spelt out instead of becoming [UNK]. The trainer numbers its pieces in random order: they are sorted here.
     """
     letters = string.ascii_lowercase + string.digits
     spelling = [first + second for first in letters for second in letters]  # gives each its ##piece
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     wordpiece = BertWordPieceTokenizer(lowercase=True)
     wordpiece.train_from_iterator(
         spelling + [line for pair in dialogues for line in pair],
         vocab_size=5000,
         min_frequency=40,
         initial_alphabet=list(letters + string.punctuation),
+        special_tokens=special + [f"##{letter}" for letter in letters],  # numbered first, so ties are cut alike
         show_progress=False,
     )
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     pieces = special + sorted(set(wordpiece.get_vocab()) - set(special))
     return BertTokenizer(vocab={piece: number for number, piece in enumerate(pieces)}, model_max_length=512)
 

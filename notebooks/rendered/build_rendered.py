@@ -5,6 +5,7 @@ Takes the options of `python -m utils.runner`, except --out. Nothing is written 
 
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -59,20 +60,20 @@ def results_table(paths):
 
 def main():
     """Run the lessons into a temporary folder, then copy them; return the exit code of the runner."""
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder).resolve()
-        command = [sys.executable, "-m", "utils.runner", *sys.argv[1:], "--out", str(out)]
-        runner = subprocess.Popen(command, cwd=ROOT)
-        for number in (signal.SIGINT, signal.SIGTERM):  # the runner stops the notebook and says so
-            signal.signal(number, lambda number, frame: runner.send_signal(number))
-        if runner.wait() == 0:
-            for path in sorted(out.glob("*/*/*.ipynb")):
-                render(path, out, HERE)
-            if "--nb" not in " ".join(sys.argv):  # all lessons ran
-                page = (ROOT / "README.md").read_text(encoding="utf-8")
-                table = results_table(sorted(out.glob("*/*/*.ipynb")))
-                page = re.sub(r"(results:begin.*?-->\n).*?(<!-- results:end)", rf"\1{table}\n\2", page, flags=re.DOTALL)
-                (ROOT / "README.md").write_text(page, encoding="utf-8")
+    out = Path(tempfile.mkdtemp()).resolve()
+    command = [sys.executable, "-m", "utils.runner", *sys.argv[1:], "--out", str(out)]
+    runner = subprocess.Popen(command, cwd=ROOT)
+    for number in (signal.SIGINT, signal.SIGTERM):  # the runner stops the notebook and says so
+        signal.signal(number, lambda number, frame: runner.send_signal(number))
+    if runner.wait() == 0:  # else the folder stays, as the runner has said what is there
+        for path in sorted(out.glob("*/*/*.ipynb")):
+            render(path, out, HERE)
+        if "--nb" not in " ".join(sys.argv):  # all lessons ran
+            page = (ROOT / "README.md").read_text(encoding="utf-8")
+            table = results_table(sorted(out.glob("*/*/*.ipynb")))
+            page = re.sub(r"(results:begin.*?-->\n).*?(<!-- results:end)", rf"\1{table}\n\2", page, flags=re.DOTALL)
+            (ROOT / "README.md").write_text(page, encoding="utf-8")
+        shutil.rmtree(out)
     return runner.returncode
 
 
