@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import nbformat
 import pytest
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as utils.environment does, before torch
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # as utils.environment does, before torch
 ROOT = Path(__file__).resolve().parents[1]
 LESSON = "01_bert_full_fine_tuning"
 

@@ -47,7 +47,7 @@ def test_its_builder_takes_the_same_first_steps(tmp_path):
         assert (tmp_path / "tiny-bert" / name).read_bytes() == (FOLDER / name).read_bytes()
 
 
-def fine_tuned_accuracy(dataset, pretrained, seed, epochs=4, batch_size=32):
+def fine_tuned_accuracy(dataset, pretrained, seed, epochs=3, batch_size=32):
     """Test accuracy after a short plain PyTorch fine-tuning from the checkpoint or from random weights."""
     set_seed(seed)
     tokenizer = AutoTokenizer.from_pretrained(FOLDER)

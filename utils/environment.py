@@ -11,7 +11,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[1]
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: else a busy neighbour slows small steps tenfold
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: same sums on any CPU, and no stall on a busy one
 
 
 def versions():
@@ -43,7 +43,7 @@ def facts():
 
     git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty=+", "--exclude=*"]
     commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()
-    device = f"CPU, {torch.get_num_threads()} threads"
+    device = f"CPU, threads: {torch.get_num_threads()}"
     if torch.cuda.is_available():
         card = torch.cuda.get_device_properties(0)
         device = f"{card.name}, {card.total_memory / 2**30:.0f} GiB"
