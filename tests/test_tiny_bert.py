@@ -62,7 +62,8 @@ def fine_tuned_accuracy(dataset, pretrained, seed, epochs=3, batch_size=32):
     model.train()
     for _ in range(epochs):
         for chosen in torch.randperm(len(labels)).split(batch_size):
-            batch = {name: value[chosen] for name, value in rows.items()}
+            longest = rows["attention_mask"][chosen].sum(dim=1).max()
+            batch = {name: value[chosen, :longest] for name, value in rows.items()}
             model(**batch, labels=labels[chosen]).loss.backward()
             optimizer.step()
             schedule.step()
