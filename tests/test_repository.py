@@ -82,6 +82,17 @@ def test_the_results_of_the_readme_are_those_of_the_rendered_copies():
         assert re.findall(r"\d\.\d{3}", row) == numbers
 
 
+@pytest.mark.parametrize(
+    "receipt", sorted((ROOT / "benchmarks" / "receipts").glob("*.json")), ids=lambda path: path.stem
+)
+def test_the_memory_of_the_readme_is_that_of_the_receipts(receipt):
+    record = json.loads(receipt.read_text())
+    planned, measured = (record[f"{name}_peak_bytes"] / 2**30 for name in ("planned", "measured"))
+    row = next(line for line in (ROOT / "README.md").read_text().splitlines() if receipt.name in line)
+    assert f"| {planned:.1f} GiB | {measured:.1f} GiB |" in row
+    assert 0 <= planned / measured - 1 < 0.16, "the plan is an upper bound, and a close one"
+
+
 @pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
 def test_each_lesson_has_a_stamped_rendered_copy(path):
     text = (ROOT / "notebooks" / "rendered" / path.name).read_text()
