@@ -130,7 +130,8 @@ def main():
             for old in (*folder.glob("*.ipynb"), folder / "results.json"):
                 old.unlink(missing_ok=True)
     except (ValueError, OSError) as error:
-        parser.error(str(error))
+        remedy = f"cannot write to {args.out} ({error}); choose another --out (OUT= with make)"
+        parser.error(remedy if isinstance(error, OSError) else str(error))
     rows = [COLUMNS] + [run(*lesson, args) for lesson in lessons if not SIGNALS]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
