@@ -12,6 +12,7 @@ from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[1]
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: same sums on any CPU, and no stall on a busy one
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # at its import: lacks an optional kernel
 
 
 def versions():
@@ -35,6 +36,19 @@ def check_versions():
     ]
     remedy = "Run `pip install -r requirements.txt` and restart the kernel."
     print(f"Not ready: {', '.join(wrong)}. {remedy}" if wrong else "Ready: all packages are here.")
+
+
+def check_dtype(dtype):
+    """Raises CourseError unless this machine has units for `dtype` ("float32", "float16", "bfloat16"). It asks for the
+    card's generation: torch's own is_bf16_supported is also true where bfloat16 is only emulated."""
+    import torch
+
+    from utils.checks import CourseError
+
+    if dtype != "float32" and not torch.cuda.is_available():
+        raise CourseError(f'{dtype} needs a GPU, and none is here; use PROFILE = "tiny", or choose a GPU runtime.')
+    if dtype == "bfloat16" and torch.cuda.get_device_capability() < (8, 0):
+        raise CourseError(f'{torch.cuda.get_device_name()} has no bfloat16 units; use PROFILE = "colab" (float16).')
 
 
 def facts():
@@ -63,6 +77,10 @@ def report():
     transformers.utils.logging.disable_progress_bar()  # its bars of loaded files; training keeps its own
     logging.getLogger("transformers.trainer").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", message=".*pin_memory.*")  # said on every machine without a GPU
+    for known in (".*gradient_checkpointing.*deprecated", ".*[Pp]aged optimizers are not supported on CPU"):
+        warnings.filterwarnings("ignore", message=known)  # PEFT uses the old name; lesson 02 says what paging is for
+    cpu = logging.getLogger("bitsandbytes.backends.cpu.ops")  # an optional kernel for CPUs is not installed
+    cpu.addFilter(lambda record: "gemm_4bit_forward" not in record.msg)
     found = facts()
     shown = [f"{name} {found['versions'][name]}" for name in ("torch", "transformers", "datasets")]
     print(" · ".join([found["device"], *shown, "offline" if is_offline_mode() else "hub allowed"]))
