@@ -236,6 +236,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--only", default="", help="names of set-ups, separated by ';'")
     parser.add_argument("--one", nargs=2, metavar=("NAME", "FOLDER"), help=argparse.SUPPRESS)
+    parser.add_argument("--replan", action="store_true", help="renew the plans of --out; needs no GPU")
     parser.add_argument("--timeout", type=float, default=120, help="seconds a set-up may take")
     parser.add_argument("--out", type=Path, default=environment.ROOT / "benchmarks" / "receipts" / "memory.json")
     args = parser.parse_args()
@@ -243,6 +244,13 @@ def main():
         logging.disable(logging.WARNING)
         receipt = measure(args.one[0], Path(args.one[1]))
         Path(args.one[1], "receipt.json").write_text(json.dumps(receipt), encoding="utf-8")
+        return
+    if args.replan:
+        record = json.loads(args.out.read_text("utf-8"))
+        for receipt in record["receipts"]:
+            planned = memory.plan(receipt["model_id"], receipt["method"], hopper=True, **receipt["settings"])
+            receipt |= {"planned_bytes": planned["total"], "planned_moments": planned.peaks}
+        args.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         return
     folder = Path(tempfile.mkdtemp())
     record = environment.facts() | {"date": str(date.today()), "receipts": []}

@@ -27,36 +27,20 @@ def batch_of(rows, length):
     return {"input_ids": torch.ones_like(mask), "attention_mask": mask, "labels": torch.zeros(rows, dtype=torch.long)}
 
 
-def test_the_plan_is_what_training_then_holds(model):
-    planned = memory.plan(model, batch_of(2, 8))
+def test_saved_bytes_are_counted_exactly():
+    layer = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Tanh())
+    layer.device = torch.device("cpu")
+    saved = memory.saved_bytes(layer, {"input": torch.ones(4, 8, requires_grad=True)})
+    assert saved == 4 * (4 * 8 + 4 * 16)  # the input of Linear, the output of Tanh, in float32
+
+
+def test_optimizer_states_are_counted(model):
     optimizer = torch.optim.AdamW(model.parameters())
     model(**batch_of(2, 8)).loss.backward()
     assert memory.optimizer_bytes(optimizer) == 0
     optimizer.step()
     steps = 4 * len(list(model.parameters()))  # AdamW also keeps one step counter a tensor
-    assert memory.optimizer_bytes(optimizer) - steps == planned["optimizer states"]
-    assert memory.tensor_bytes(p.grad for p in model.parameters()) == planned["gradients"]
-    assert planned["weights"] == planned["gradients"] == 4 * model.num_parameters()
-    assert planned["total"] == sum(planned.values()) - planned["total"]
-
-
-def test_activations_are_counted_exactly():
-    layer = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Tanh())
-    layer.device = torch.device("cpu")
-    planned = memory.plan(layer, {"input": torch.ones(4, 8, requires_grad=True)})
-    assert planned["activations"] == 4 * (4 * 8 + 4 * 16)  # the input of Linear, the output of Tanh, in float32
-
-
-def test_activations_grow_with_the_batch_and_frozen_weights_cost_less(model):
-    small, large = (memory.plan(model, batch_of(rows, 8)) for rows in (2, 8))
-    assert large["activations"] > 3 * small["activations"]
-    assert large["weights"] == small["weights"]
-    half = memory.plan(model, batch_of(8, 8), autocast=torch.bfloat16)
-    assert half["activations"] < large["activations"]
-    model.bert.requires_grad_(False)
-    frozen = memory.plan(model, batch_of(8, 8))
-    assert frozen["optimizer states"] == 8 * (32 * 2 + 2)
-    assert frozen["activations"] < large["activations"] / 10
+    assert memory.optimizer_bytes(optimizer) == 8 * model.num_parameters() + steps
 
 
 def test_a_tied_weight_counts_once():
@@ -73,12 +57,6 @@ def test_the_meter_counts_training_rows_and_tokens_only(model):
     assert cost.peak_bytes is None or torch.cuda.is_available()
     model.train()(**batch_of(4, 10))
     assert cost.rows == 4, "the meter must stop with the block"
-
-
-def test_the_published_parameter_count_of_bert_base():
-    with torch.device("meta"):
-        bert = AutoModelForSequenceClassification.from_config(AutoConfig.for_model("bert", num_labels=5))
-    assert bert.num_parameters() == 109_486_085
 
 
 def record(**changes):

@@ -1,7 +1,7 @@
 """The forward passes of the model families that the planner knows, written on tensors without numbers (utils.tape).
 
-Each follows its file in transformers (models/*/modeling_*.py), line by line where a line allocates; linear layers follow
-peft (tuners/lora) and bitsandbytes (autograd/_functions.py); types under autocast follow torch's list for CUDA.
+Each follows its file in transformers (models/*/modeling_*.py), line by line where a line allocates; linear layers
+follow peft (tuners/lora) and bitsandbytes (autograd/_functions.py); types under autocast follow torch's list for CUDA.
 """
 
 import re
@@ -184,10 +184,7 @@ class Net:
                 w = self.same(self.activation(self.same(w), "tanh"))
             w = self.add(w, bias) if bias else w
             w = self.add(w, mask) if mask else w
-            if wide:  # softmax in float32, then back
-                w = self.cast(self.softmax(self.cast(w, 4)), q.size)
-            else:
-                w = self.softmax(w)
+            w = self.cast(self.softmax(self.cast(w, 4)), q.size) if wide else self.softmax(w)
             w = self.dropout(w, dropout if self.training else 0)
             result = self.matmul(w, v, q.count)
             del w
@@ -214,7 +211,7 @@ class Net:
         return self.tape.op([y], 1, 4, back=0)
 
     def mask(self, batch, length, keys, causal):
-        """What transformers makes of the attention mask: booleans for sdpa, numbers for eager; none if nothing is hidden."""
+        """The mask as transformers makes it: booleans for sdpa, numbers for eager, none if nothing is hidden."""
         eager = self.setup["attention"] == "eager"
         if not self.setup["padded"] and not (eager and causal):
             return None

@@ -23,7 +23,7 @@ CARDS = {  # GiB that torch finds on them
     "A100 80 GB": 79.2,
     "H200 141 GB": 139.8,
 }
-CONTEXT = int(0.5 * GIB)  # what CUDA itself takes, outside of torch's allocator
+CONTEXT = int(0.75 * GIB)  # what CUDA itself takes, outside of torch's allocator: measured on an H200
 SLACK = 0.05  # share of the peak that the allocator holds in pieces too small to use
 SIZES = {"float32": 4, "bfloat16": 2, "float16": 2, None: 0}
 CHECKED = ("bert", "t5", "opt", "gemma2")  # against benchmarks/receipts/memory.json
@@ -118,7 +118,8 @@ def plan(model, method="full", *, batch=8, length=512, **settings):
         s[key] = str(s[key]).removeprefix("torch.") if s[key] else None
         if s[key] not in SIZES:
             raise CourseError(f"{key} {s[key]!r} is not known; write 'float32', 'bfloat16' or 'float16'.")
-    s["lora"], s["quantization"] = _lora(lora, family), _quantization(quantization)
+    s["lora"] = _lora(lora, family, s["num_labels"] if isinstance(lora, dict) else None)
+    s["quantization"] = _quantization(quantization)
     if family == "bert":
         config["num_labels"] = s["num_labels"] or 2
     if family not in FAMILIES:
@@ -169,12 +170,12 @@ def _field(config, name, default=None):
     return default if value is None else value
 
 
-def _lora(lora, family):
+def _lora(lora, family, num_labels):
     if lora is None:
         return None
     targets = _field(lora, "target_modules", TARGETS.get(family, ["q_proj", "v_proj"]))
     saved = list(_field(lora, "modules_to_save", []))
-    if family == "bert" or "SEQ_CLS" in str(_field(lora, "task_type", "")):
+    if family == "bert" or num_labels or "SEQ_CLS" in str(_field(lora, "task_type", "")):
         saved += ["classifier", "score"]
     return {
         "r": _field(lora, "r", 8),
@@ -262,8 +263,7 @@ def _weights_only(s, name):
         raise CourseError(f"{name}: transformers has no text model for {config.model_type!r}; choose another model.")
     with torch.device("meta"):
         model = kind.from_config(config)
-    net = Net(s["config"], {"lora": s["lora"], "keep_in_fp32": set()} | s | {"dtype": SIZES[s["dtype"]]})
-    net.setup["dtype_name"] = s["dtype"]
+    net = Net(s["config"], s | {"keep_in_fp32": set(), "dtype": SIZES[s["dtype"]], "dtype_name": s["dtype"]})
     for parameter, tensor in model.named_parameters():
         net.weight(parameter, tensor.numel(), linear=tensor.ndim == 2 and "embed" not in parameter)
     for layer, module in model.named_modules():

@@ -18,7 +18,7 @@ def costs(model, planned, cost):
     return {
         "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "total_parameters": sum(p.numel() for p in model.parameters()),
-        "weights_bytes": memory.tensor_bytes(model.parameters()),
+        "weights_bytes": memory.weight_bytes(model),
         "planned_peak_bytes": planned["total"],
         "measured_peak_bytes": cost.peak_bytes,
         "train_seconds": cost.seconds,
@@ -38,7 +38,7 @@ def write(folder, **values):
     if wrong := set(KEYS) ^ set(values):
         raise ValueError(f"results.json: missing or unknown keys {sorted(wrong)}")
     for key in ("model_id", "dataset_id"):  # the course's own folder is ".": runs are compared between machines
-        values[key] = str(values[key]).replace(str(environment.ROOT), ".")
+        values[key] = values[key] and str(values[key]).replace(str(environment.ROOT), ".")
     text = json.dumps({key: values[key] for key in KEYS}, indent=2, allow_nan=False) + "\n"
     partial = Path(folder) / "results.json.partial"
     partial.write_text(text, encoding="utf-8")
