@@ -117,9 +117,9 @@ SETUPS = [
 @pytest.mark.parametrize(("family", "method", "dtype", "attention"), SETUPS)
 def test_the_bytes_of_a_live_model_are_planned(family, method, dtype, attention):
     model, batch, planned = live(family, method, dtype, attention)
-    done = memory.simulate(**planned.settings)
+    done = memory.simulate(planned.net, **planned.settings)
     assert done.saved == pytest.approx(memory.saved_bytes(model, batch), rel=0.05)  # 0.03 at most, at writing
-    weights = list(done.weights.values())
+    weights = list(planned.net.weights.values())
     assert sum(w.nbytes for w in weights) == memory.weight_bytes(model)
     trained = [p for p in model.parameters() if p.requires_grad]
     assert sum(w.count for w in weights if w.trainable) == sum(p.numel() for p in trained)
@@ -136,16 +136,16 @@ def test_the_bytes_of_a_live_optimizer_are_planned(family, method, optimizer):
     model(**batch).loss.backward()
     optimizer.step()
     name = planned.settings["optimizer"]
-    states = sum(
-        memory._state_bytes(w, name)[0] for w in memory.simulate(**planned.settings).weights.values() if w.trainable
-    )
+    states = sum(memory._state_bytes(w, name)[0] for w in planned.net.weights.values() if w.trainable)
     assert states == pytest.approx(memory.optimizer_bytes(optimizer), rel=0.05)
 
 
 def test_the_comparison_can_fail():
     model, batch, _ = live("opt", "lora", torch.float32, "sdpa")
     _, _, wrong = live("opt", "lora", torch.float32, "eager")
-    assert memory.simulate(**wrong.settings).saved != pytest.approx(memory.saved_bytes(model, batch), rel=0.05)
+    assert memory.simulate(wrong.net, **wrong.settings).saved != pytest.approx(
+        memory.saved_bytes(model, batch), rel=0.05
+    )
 
 
 def test_tensors_free_their_bytes_when_they_are_forgotten():
@@ -172,7 +172,7 @@ def test_the_plan_is_what_a_gpu_then_took(receipt):
     planned = replan(receipt)
     assert planned["total"] == pytest.approx(receipt["measured_bytes"], rel=0.15)
     assert planned["total"] == receipt["planned_bytes"], "run benchmarks/measure_memory.py again"
-    net = memory.simulate(**planned.settings).weights.values()
+    net = planned.net.weights.values()
     assert sum(w.count for w in net if w.trainable) == receipt["trainable_parameters"]
     assert sum(w.nbytes for w in net) == pytest.approx(receipt["measured_moments"]["loaded"], rel=0.02)
 

@@ -37,7 +37,7 @@ class Plan(dict):
     the computer's own memory. print() adds what each card of CARDS makes of it.
     """
 
-    title, note, peaks, settings, paged = "", "", {}, None, 0
+    title, note, peaks, settings, paged, net = "", "", {}, None, 0, None
 
     def __str__(self):
         lines = [f"{part:20} {size / GIB:8.2f} GiB" for part, size in self.items()]
@@ -69,7 +69,8 @@ class Plan(dict):
         def need(batch):
             if batch not in self.tried:
                 settings = {**self.settings, "batch": batch, "eval_batch": batch}
-                self.tried[batch] = _on_card(simulate(**settings).total)
+                settings["evaluate"] = self.peaks["evaluation pass"] > 0.7 * self["total"]  # else it never decides
+                self.tried[batch] = _on_card(simulate(self.net, **settings).total)
             return self.tried[batch] / GIB
 
         batch = 1
@@ -124,10 +125,11 @@ def plan(model, method="full", *, batch=8, length=512, **settings):
         config["num_labels"] = s["num_labels"] or 2
     if family not in FAMILIES:
         return _weights_only(s, name)
-    done = simulate(**s)
+    net = _net(s)
+    done = simulate(net, **s)
     found = Plan({part: done.parts.get(part, 0) for part in PARTS} | {"total": done.total})
     found.title = f"{name}, batch {batch}, length {length}: planned memory at the fullest instant"
-    found.peaks, found.settings, found.paged, found.tried = done.moments, s, done.paged, {}
+    found.peaks, found.settings, found.paged, found.tried, found.net = done.moments, s, done.paged, {}, net
     if done.paged:
         found.note = (
             f"{done.paged / GIB:.2f} GiB of optimizer states are paged: they can move to the computer's memory."
@@ -210,18 +212,23 @@ def _state_bytes(weight, optimizer):
     return (0, states) if paged else (states, 0)
 
 
-def simulate(**s):
-    """One optimizer step and one evaluation batch on utils.tape, for settings as `plan` completes them.
-
-    Returns total and parts at the fullest instant, moments {moment: its total}, saved (bytes kept for the backward
-    pass), weights {name: Weight} and paged (optimizer bytes that can leave the card).
-    """
+def _net(s):
+    """The network of settings as `plan` completes them, with all its weights: one forward pass of one token."""
     setup = {key: s[key] for key in ("attention", "lora", "quantization", "prepare", "padded", "num_labels")}
     setup |= {"dtype": SIZES[s["dtype"]], "dtype_name": s["dtype"], "autocast": SIZES[s["autocast"]]}
-    setup["keep_in_fp32"] = set(s["keep_in_fp32"])
-    net, forward = Net(s["config"], setup), FAMILIES[s["config"]["model_type"]]
+    net = Net(s["config"], setup | {"keep_in_fp32": set(s["keep_in_fp32"])})
     net.tape = Tape()
-    forward(net, 1, 1, 1)  # makes the weights
+    FAMILIES[s["config"]["model_type"]](net, 1, 1, 1)
+    return net
+
+
+def simulate(net, evaluate=True, **s):
+    """One optimizer step and one evaluation batch of `net` on utils.tape, for settings as `plan` completes them.
+
+    Returns total and parts at the fullest instant, moments {moment: its total}, saved (bytes kept for the backward
+    pass) and paged (optimizer bytes that can leave the card).
+    """
+    forward, net.training = FAMILIES[s["config"]["model_type"]], True
     tape = net.tape = Tape()
     workspace = 2 * (32 if s["hopper"] else 8.125) * 2**20  # cuBLAS: one for the forward pass, one for the backward
     trained, static, paged = [w for w in net.weights.values() if w.trainable], [Buffer(tape, workspace, PARTS[-1])], 0
@@ -243,11 +250,12 @@ def simulate(**s):
         tape.spike(1)
         for weight in trained:
             weight.grad = None
-    forward(net, s["eval_batch"] or s["batch"], s["length"], s["target_length"])
-    tape.cache.clear()
+    if evaluate:
+        forward(net, s["eval_batch"] or s["batch"], s["length"], s["target_length"])
+        tape.cache.clear()
     total, parts = max(tape.peaks.values(), key=lambda peak: peak[0])
     moments = {moment: peak[0] for moment, peak in tape.peaks.items()}
-    return SimpleNamespace(total=total, parts=parts, moments=moments, saved=saved, weights=net.weights, paged=paged)
+    return SimpleNamespace(total=total, parts=parts, moments=moments, saved=saved, paged=paged)
 
 
 def _weights_only(s, name):

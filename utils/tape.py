@@ -31,14 +31,15 @@ class Slot:
 class Tensor:
     """`count` elements of `size` bytes each."""
 
-    __slots__ = ("buffer", "slot")
+    __slots__ = ("buffer", "count", "size", "slot")
 
-    def __init__(self, tape, count, size, kind=None):
-        self.slot, self.buffer = Slot(count, size), Buffer(tape, count * size, kind or tape.kind)
+    def __init__(self, tape, count, size):
+        self.count, self.size = count, size
+        self.slot, self.buffer = Slot(count, size), Buffer(tape, count * size, tape.kind)
 
-    count = property(lambda self: self.slot.count)
-    size = property(lambda self: self.slot.size)
-    needs_grad = property(lambda self: self.slot.needs_grad)
+    @property
+    def needs_grad(self):
+        return self.slot.needs_grad
 
 
 class Weight:
@@ -73,8 +74,7 @@ class Tape:
 
     def spike(self, nbytes):
         """Work space that is free again after the operation."""
-        if nbytes:
-            Buffer(self, nbytes, "temporary")
+        Buffer(self, nbytes, "temporary")
 
     def op(self, inputs, count, size, saves=(), weights=(), work=0, back=0, passes=False):
         """The result of an operation: a tensor of `count` elements of `size` bytes.
@@ -82,11 +82,14 @@ class Tape:
         saves: tensors that its backward keeps. weights: parameters that get a gradient from it. work, back: bytes of
         work space in its forward and backward pass. passes: its backward hands the gradient on without a copy.
         """
-        self.spike(work)
+        if work:
+            self.spike(work)
         result = Tensor(self, count, size)
-        needing = [tensor.slot for tensor in inputs if tensor.needs_grad]
+        if not self.recording:
+            return result
+        needing = [tensor.slot for tensor in inputs if tensor.slot.needs_grad]
         trained = [weight for weight in weights if weight.trainable]
-        if self.recording and (needing or trained):
+        if needing or trained:
             result.slot.needs_grad = True
             kept = [tensor.buffer for tensor in saves] if self.keeping else []
             self.nodes.append((needing, result.slot, kept, trained, back, passes))
@@ -124,7 +127,8 @@ class Tape:
                 self._unwind()
                 self.nodes = outer
                 continue
-            self.spike(back)
+            if back:
+                self.spike(back)
             for weight in trained:
                 new = Buffer(self, weight.count * weight.size, "temporary" if weight.grad else "gradients")
                 weight.grad = weight.grad or new
