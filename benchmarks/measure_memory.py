@@ -1,6 +1,6 @@
 """Measure on a GPU what memory.plan predicts: random weights of the real sizes, real Trainer steps, one line a set-up.
 
-python benchmarks/measure_memory.py [--only NAME,…] [--out benchmarks/receipts/memory.json]
+python benchmarks/measure_memory.py [--only "NAME; NAME"]    also rewrites README's table of receipts
 
 Memory depends on shapes and types, not on the values of the weights, so nothing is downloaded: a checkpoint with
 random values is written to a temporary folder and loaded as usual. The quality of such a model means nothing.
@@ -10,6 +10,7 @@ import argparse
 import gc
 import json
 import logging
+import re
 import shutil
 import subprocess
 import sys
@@ -105,6 +106,31 @@ SETUPS = {
         {"batch": 2, "length": 512, "lora": ALL, "checkpointing": True, "accumulation": 2, **BF},
     ),
 }
+HELD_OUT = {  # first measured after the planner was finished
+    "bert-base qlora, eager": (
+        BERT,
+        "qlora",
+        {"batch": 64, "length": 256, "lora": {"r": 8}, "attention": "eager", **BF},
+    ),
+    "bert-large full, checkpointing": (
+        LARGE,
+        "full",
+        {"batch": 64, "length": 256, "checkpointing": True, "accumulation": 2, "optimizer": "adamw_8bit", **B16},
+    ),
+    "t5-3b lora, eager": (
+        T5,
+        "lora",
+        {"batch": 2, "length": 512, "target_length": 64, "attention": "eager", "lora": {"r": 16}, **BF},
+    ),
+    "opt-1.3b qlora, short rows": (
+        OPT,
+        "qlora",
+        {"batch": 32, "length": 256, "lora": ALL, "checkpointing": True, "prepare": True, **BF, **PAGED},
+    ),
+    "gemma-2-9b lora": (GEMMA, "lora", {"batch": 1, "length": 768, "num_labels": 3, "lora": ALL, **BF}),
+    "gemma-2-9b qlora, language model, short": (GEMMA, "qlora", {"batch": 4, "length": 256, "lora": {"r": 8}, **BF}),
+}
+SETUPS |= HELD_OUT
 
 
 def load(model_id, method, s, folder):
@@ -218,6 +244,7 @@ def measure(name, folder):
     planned = memory.plan(model_id, method, **s, **num_labels)
     return {
         "name": name,
+        "held_out": name in HELD_OUT,
         "model_id": model_id,
         "method": method,
         "settings": s | num_labels,
@@ -230,6 +257,25 @@ def measure(name, folder):
         "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "seconds": round(time.perf_counter() - started, 1),
     }
+
+
+def table(record):
+    """README's table of a record: a line a set-up."""
+    lines = ["| set-up | rows × tokens | planned GiB | measured GiB | off by |", "|---|---|---|---|---|"]
+    for r in record["receipts"]:
+        shape = f"{r['settings']['batch']} × {r['settings']['length']}"
+        planned, measured = r["planned_bytes"] / memory.GIB, r["measured_bytes"] / memory.GIB
+        name = r["name"] + " *" * r.get("held_out", False)
+        lines.append(f"| {name} | {shape} | {planned:.2f} | {measured:.2f} | {planned / measured - 1:+.1%} |")
+    return "\n".join(lines)
+
+
+def write(record, out):
+    out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    readme = environment.ROOT / "README.md"
+    page = readme.read_text(encoding="utf-8")
+    page = re.sub(r"(memory:begin.*?-->\n).*?(<!-- memory:end)", rf"\1{table(record)}\n\2", page, flags=re.DOTALL)
+    readme.write_text(page, encoding="utf-8")
 
 
 def main():
@@ -250,7 +296,7 @@ def main():
         for receipt in record["receipts"]:
             planned = memory.plan(receipt["model_id"], receipt["method"], hopper=True, **receipt["settings"])
             receipt |= {"planned_bytes": planned["total"], "planned_moments": planned.peaks}
-        args.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        write(record, args.out)
         return
     folder = Path(tempfile.mkdtemp())
     record = environment.facts() | {"date": str(date.today()), "receipts": []}
@@ -269,7 +315,7 @@ def main():
                 continue
             receipt = json.loads((folder / "receipt.json").read_text("utf-8"))
             record["receipts"] = [r for r in record["receipts"] if r["name"] != name] + [receipt]
-            args.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+            write(record, args.out)
             planned, measured = receipt["planned_bytes"] / memory.GIB, receipt["measured_bytes"] / memory.GIB
             off = planned / measured - 1
             print(f"{name:36} planned {planned:6.2f} measured {measured:6.2f} GiB {off:+6.1%}", flush=True)
