@@ -85,10 +85,10 @@ def build_tiny_bert(folder, steps=STEPS):
     tokenizer = bert_tokenizer(dialogues)
     config = BertConfig(
         vocab_size=len(tokenizer),
-        hidden_size=160,
-        num_hidden_layers=4,
-        num_attention_heads=5,
-        intermediate_size=640,
+        hidden_size=192,
+        num_hidden_layers=3,
+        num_attention_heads=6,
+        intermediate_size=768,
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
     )
