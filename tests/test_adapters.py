@@ -56,7 +56,9 @@ def test_a_quantized_head_is_refused_and_the_cure_works():
         broken(**BATCH)
     assert "llm_int8_skip_modules=['classifier']" in refusal(adapters.check_quantized, broken)
     cured = quantized()
-    assert len(adapters.check_quantized(cured)) == 25
+    layers = adapters.check_quantized(cured)
+    assert len(layers) == 6 * cured.config.num_hidden_layers + 1  # and the pooler
+    assert not isinstance(cured.classifier, Linear4bit)
     assert cured(**BATCH).loss > 0
 
 
@@ -66,13 +68,13 @@ def test_a_model_without_4_bits_is_refused():
 
 
 @pytest.fixture(scope="module")
-def wide(tmp_path_factory):
-    """A checkpoint whose widths bitsandbytes can repack: multiples of 64. (Others fail in the evaluation already.)"""
-    folder = tmp_path_factory.mktemp("wide")
-    sizes = dict(hidden_size=64, num_hidden_layers=1, num_attention_heads=2, intermediate_size=128, vocab_size=64)
-    AutoModelForSequenceClassification.from_config(AutoConfig.for_model("bert", **sizes)).base_model.save_pretrained(
-        folder
+def narrow(tmp_path_factory):
+    """A checkpoint whose widths are no multiples of 64: repacking fails in the evaluation already."""
+    folder = tmp_path_factory.mktemp("narrow")
+    config = AutoConfig.for_model(
+        "bert", hidden_size=96, num_hidden_layers=1, num_attention_heads=2, intermediate_size=160, vocab_size=64
     )
+    AutoModelForSequenceClassification.from_config(config).base_model.save_pretrained(folder)
     return folder
 
 
@@ -83,22 +85,19 @@ def train_evaluate_train(model):
     model.train()(**BATCH).loss.backward()
 
 
-def test_training_goes_on_after_an_evaluation(wide):
-    for folder in (TINY, wide):
+def test_training_goes_on_after_an_evaluation(narrow):
+    for folder in (TINY, narrow):
         train_evaluate_train(adapter(quantized(folder)))
 
 
 @repacks
-def test_without_the_helper_it_does_not(wide):
-    model = quantized(wide, keep=False)
+def test_without_the_helper_it_does_not(narrow):
+    model = quantized(keep=False)
     assert "keep_trainable" in refusal(adapters.check_quantized, model)
     with pytest.raises(RuntimeError):
         train_evaluate_train(adapter(model))
-    with (
-        pytest.raises(RuntimeError, match="invalid for input of size"),
-        torch.no_grad(),
-    ):  # width 160 is no multiple of 64
-        quantized(keep=False).eval()(**BATCH)
+    with pytest.raises(RuntimeError, match="invalid for input of size"), torch.no_grad():
+        quantized(narrow, keep=False).eval()(**BATCH)
 
 
 @pytest.mark.parametrize("width", [7, 33, 34, 48, 80, 100])
@@ -158,9 +157,9 @@ def test_the_fingerprint_knows_its_base_in_every_type_and_refuses_others(tmp_pat
     assert "another base" in refusal(
         adapters.check_base, AutoModelForSequenceClassification.from_config(config), tmp_path
     )
-    for name in ("word_embeddings.weight", "layer.3.output.LayerNorm.bias"):  # equal but for one tensor
+    for name in ("word_embeddings.weight", "output.LayerNorm.bias"):  # equal but for one tensor
         other = load(TINY, num_labels=5, dtype=torch.float32)
-        changed = next(p for n, p in other.named_parameters() if n.endswith(name))
+        changed = [p for n, p in other.named_parameters() if n.endswith(name)][-1]
         changed.data += 0.1 * changed.std()
         assert name in refusal(adapters.check_base, other, tmp_path)
     config.hidden_size, config.intermediate_size = 320, 64

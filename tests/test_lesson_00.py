@@ -4,13 +4,13 @@ import ast
 import json
 import time
 
+import bitsandbytes.functional as bnb_functional
 import pytest
 import torch
 from conftest import ROOT
 
 from utils import results
 
-bnb_functional = pytest.importorskip("bitsandbytes.functional")
 NOTEBOOK = ROOT / "notebooks" / "00_will_it_fit.ipynb"
 TYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -83,7 +83,7 @@ def test_by_hand_the_width_of_a_row_does_not_matter(hand, width):
 
 def test_it_runs_in_time_and_follows_the_contract(lesson_00):
     record = lesson_00.results
-    assert lesson_00.seconds < 30
+    assert lesson_00.seconds < 60, "25 on two idle cores"
     assert list(record) == results.KEYS
     assert (record["lesson"], record["metric"], record["higher_is_better"]) == (NOTEBOOK.stem, "nf4_error", False)
     assert record["n_eval"] == 1_000_000
@@ -105,6 +105,17 @@ def test_nf4_costs_least_on_normal_and_on_real_weights(lesson_00):
         assert errors["NF4"] < 0.95 * min(error for name, error in errors.items() if name != "NF4")
     assert record["metrics"]["relative_error"]["normal"]["NF4"] == pytest.approx(0.0913, abs=0.001)
     assert record["after"] < record["baseline"] < record["before"]
+
+
+def test_the_plans_of_the_lesson_are_close_and_say_who_fits(lesson_00):
+    metrics = lesson_00.results["metrics"]
+    assert max(map(abs, metrics["planner_off_by"].values())) < 0.05
+    batches = metrics["largest_batch"]
+    assert len(batches) == 25
+    assert batches["05 Gemma-2-9b · full, float32 weights"]["H200 141 GB"] == 0
+    assert batches["05 Gemma-2-9b · QLoRA, checkpointing"]["T4 16 GB"] > 0
+    for fits in batches.values():
+        assert fits["RTX 3060 12 GB"] <= fits["T4 16 GB"] <= fits["A100 40 GB"] <= fits["H200 141 GB"]
 
 
 def test_what_else_the_lesson_measured(lesson_00):

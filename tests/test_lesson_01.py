@@ -79,7 +79,7 @@ def test_results_follow_the_contract(lesson):
     record = lesson.results
     assert list(record) == results.KEYS
     assert record["lesson"] == LESSON
-    assert record["trainable_parameters"] == record["total_parameters"] == 1_532_325
+    assert record["trainable_parameters"] == record["total_parameters"] == 1_694_981
     assert record["weights_bytes"] == 4 * record["total_parameters"]
     assert record["planned_peak_bytes"] > 16 * record["total_parameters"]
     assert record["rows_per_second"] * record["train_seconds"] == pytest.approx(record["metrics"]["steps"] * 16)

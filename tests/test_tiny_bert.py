@@ -18,7 +18,7 @@ FOLDER = ROOT / "data" / "models" / "tiny-bert"
 def test_it_is_small_and_has_the_keys_of_the_real_one():
     assert sum(file.stat().st_size for file in FOLDER.iterdir()) <= 8 * 2**20
     config = AutoConfig.from_pretrained(FOLDER)
-    assert config.hidden_size % 32 == config.intermediate_size % 32 == 0
+    assert config.hidden_size % 64 == config.intermediate_size % 64 == 0, "bitsandbytes errs at others on some CPUs"
     with torch.device("meta"):
         expected = BertForPreTraining(config).state_dict()
     with safe_open(FOLDER / "model.safetensors", "pt") as file:
