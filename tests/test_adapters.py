@@ -162,7 +162,7 @@ def test_the_fingerprint_knows_its_base_in_every_type_and_refuses_others(tmp_pat
         changed = [p for n, p in other.named_parameters() if n.endswith(name)][-1]
         changed.data += 0.1 * changed.std()
         assert name in refusal(adapters.check_base, other, tmp_path)
-    config.hidden_size, config.intermediate_size = 320, 64
+    config.hidden_size, config.intermediate_size = config.hidden_size * 2, 64
     small = AutoModelForSequenceClassification.from_config(config)
     assert "another base" in refusal(adapters.check_base, small, tmp_path)
 
@@ -175,6 +175,13 @@ def test_training_does_not_change_the_fingerprint():
     optimizer.step()
     assert adapters.fingerprint(model) == before
     assert len(json.dumps(before)) < 10_000
+
+
+def test_a_fingerprint_of_more_values_than_float32_can_count():
+    model = torch.nn.Module()
+    model.embed = torch.nn.Parameter(torch.zeros(2**24 + 4), requires_grad=False)
+    model.embed[-1] = 7.0
+    assert adapters.fingerprint(model)["embed"]["values"] == [0.0] * 7 + [7.0]
 
 
 def test_a_missing_fingerprint_is_a_sentence(tmp_path):

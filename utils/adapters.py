@@ -32,8 +32,8 @@ def check_quantized(model):
         raise CourseError(f"{new[0]}: the checkpoint has no weights for it, yet it is a 4-bit layer; {remedy}.")
     for name, layer in layers.items():
         if layer.support_avx512bf16_for_cpu and layer.weight.device.type == "cpu":
-            remedy = "call adapters.keep_trainable(model) first"
-            raise CourseError(f"{name}: an evaluation on this CPU would make it unfit for training; {remedy}.")
+            fault = "an evaluation on this CPU would make it unfit for training"
+            raise CourseError(f"{name}: {fault}; call adapters.keep_trainable(model) first.")
     return layers
 
 
@@ -51,18 +51,18 @@ def keep_trainable(model):
 def check_targets(model, lora_config):
     """Checks that each name in `target_modules` and `modules_to_save` is a module of `model`; PEFT itself says nothing
     while at least one name fits. Raises CourseError with the closest name that exists."""
-    names = [name for name, _ in model.named_modules() if name]
-    linear = {name.split(".")[-1] for name, module in model.named_modules() if hasattr(module, "in_features")}
-    for field, known in (("target_modules", linear), ("modules_to_save", {name.split(".")[-1] for name in names})):
+    modules = dict(model.named_modules())
+    linear = {name.split(".")[-1] for name, module in modules.items() if hasattr(module, "in_features")}
+    heads = {name for name, _ in model.named_children()}
+    for field, known in (("target_modules", linear), ("modules_to_save", heads)):
         wanted = getattr(lora_config, field) or ()
         if isinstance(wanted, str):  # a pattern for whole names, or "all-linear"
-            found = wanted == "all-linear" or any(re.fullmatch(wanted, name) for name in names)
-            wanted = [] if found else [wanted]
-        # classifier and score: PEFT adds both for SEQ_CLS, and a model has one of them
-        own = {"classifier", "score"} if lora_config.task_type == "SEQ_CLS" and field == "modules_to_save" else set()
+            wanted = {wanted} - {"all-linear", *(wanted for name in modules if re.fullmatch(wanted, name))}
+        # PEFT itself adds both of these for SEQ_CLS, and a model has one of them
+        own = {"classifier", "score"} if lora_config.task_type == "SEQ_CLS" and known is heads else set()
         for name in sorted(set(wanted) - own):
-            if not any(f".{full}".endswith(f".{name}") for full in names):
-                hint = f"closest: {closest(name, sorted(known))!r}; all: {', '.join(sorted(known)[:12])}"
+            if not any(f".{full}".endswith(f".{name}") for full in modules):
+                hint = f"closest: {closest(name, sorted(known))!r}; there are: {', '.join(sorted(known)[:12])}"
                 raise CourseError(f"LoraConfig: {field} names {name!r}, which is no module of the model ({hint}).")
 
 
@@ -75,10 +75,11 @@ def fingerprint(model):
             plain[name.replace("base_layer.", "")] = parameter.detach()
     found = {}
     for name in [*plain][:4] + [*plain][-4:]:
-        values = plain[name].double().flatten()
-        some = values[torch.linspace(0, len(values) - 1, 8).long()].tolist()
-        shape = list(plain[name].shape)
-        found[name] = {"shape": shape, "mean": values.mean().item(), "std": values.std().item(), "values": some}
+        values = plain[name].flatten()
+        some = values[torch.linspace(0, len(values) - 1, 8, dtype=torch.double).long()].double().tolist()
+        values = values[: 2**20].double()  # enough; a copy of all of a large embedding would not fit everywhere
+        found[name] = {"shape": [*plain[name].shape], "mean": values.mean().item(), "std": values.std().item()}
+        found[name]["values"] = some
     return found
 
 
@@ -98,14 +99,11 @@ def check_base(model, folder):
         raise CourseError(f"{path}: not found, so nobody knows which base this adapter belongs to; {remedy}.")
     saved, here = json.loads(path.read_text("utf-8")), fingerprint(model)
     for name, want in saved.items():
-        have = here.get(name, {"shape": "no such parameter"})
-        same = have["shape"] == want["shape"]
-        if same:
+        have = here.get(name)
+        if same := have is not None and have["shape"] == want["shape"]:
             scale = want["std"] + abs(want["mean"]) + 1e-12
-            pairs = zip(
-                [*have["values"], have["mean"], have["std"]], [*want["values"], want["mean"], want["std"]], strict=True
-            )
-            same = all(abs(a - b) <= 1e-2 * max(abs(b), 0.01 * scale) for a, b in pairs)
+            a, b = ([*found["values"], found["mean"], found["std"]] for found in (have, want))
+            same = all(abs(x - y) <= 1e-2 * max(abs(y), 0.01 * scale) for x, y in zip(a, b, strict=True))
         if not same:
             remedy = "load the base that adapter_config.json names, in the version used for training"
             raise CourseError(f"{folder}: this adapter was trained on another base ({name} differs); {remedy}.")

@@ -49,11 +49,12 @@ def render(path, out, target):
 
 def results_table(paths):
     """Return the README's table of results: a line for each executed notebook, from its results.json."""
-    lines = ["| lesson | metric | baseline | before | after | test rows | training | device |", "|---" * 8 + "|"]
+    lines = ["| lesson | metric | baseline | before | after | n | training | device |", "|---" * 8 + "|"]
     for path in paths:
         r = json.loads(path.with_name("results.json").read_text(encoding="utf-8"))
         numbers = [f"{r[key]:.3f}" for key in ("baseline", "before", "after")]
-        cells = [r["lesson"][:2], r["metric"], *numbers, str(r["n_eval"]), f"{r['train_seconds']:.0f} s", r["device"]]
+        training = f"{r['train_seconds']:.0f} s" if r["train_seconds"] else "none"
+        cells = [r["lesson"][:2], r["metric"], *numbers, f"{r['n_eval']:,}", training, r["device"]]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
