@@ -2,6 +2,7 @@
 
 import json
 
+import bitsandbytes.functional
 import pytest
 import torch
 from bitsandbytes.functional import has_avx512bf16
@@ -100,20 +101,26 @@ def test_without_the_helper_it_does_not(narrow):
         quantized(narrow, keep=False).eval()(**BATCH)
 
 
-@pytest.mark.parametrize("width", [7, 33, 34, 48, 80, 100])
-def test_with_the_helper_every_width_trains_and_evaluates(width):
-    plain = torch.nn.Linear(width, 9)
-    layer = Linear4bit(width, 9, compute_dtype=torch.float32, quant_type="nf4")
-    layer.load_state_dict(plain.state_dict())
-    adapters.keep_trainable(layer.to("cpu"))
-    x = torch.randn(64, width, requires_grad=True)
-    trained = layer.train()(x)
-    trained.sum().backward()
-    with torch.no_grad():
-        evaluated = layer.eval()(x)
-    torch.testing.assert_close(evaluated, trained)
-    assert (trained - plain(x)).norm() < 0.2 * plain(x).norm()
-    assert x.grad.abs().sum() > 0
+def by_hand(packed, state):
+    """Dequantization that counts blocks of 64 through the whole matrix, as quantization does."""
+    codes = torch.stack([packed >> 4, packed & 15], dim=-1).flatten()[: state.shape.numel()]
+    return (state.code[codes.int()] * state.absmax.repeat_interleave(64)[: len(codes)]).view(state.shape)
+
+
+@pytest.mark.parametrize("width", [32, 48, 64, 80, 96, 128, 160, 192, 320, 768, 1008, 1024])
+def test_wrong_widths_are_found_by_comparison(width):
+    weights = torch.randn(64, width, generator=torch.Generator().manual_seed(0))
+    packed, state = bitsandbytes.functional.quantize_4bit(weights, quant_type="nf4")
+    right = torch.equal(bitsandbytes.functional.dequantize_4bit(packed, state), by_hand(packed, state))
+    assert adapters.unpacks_rightly(width, torch.device("cpu")) == right
+    assert right or width % 64 != 0, "all widths of the course are multiples of 64"
+
+
+def test_a_width_that_comes_back_wrong_is_refused(monkeypatch):
+    model = quantized()
+    monkeypatch.setattr(adapters, "unpacks_rightly", lambda width, device: width != 768)
+    assert "rows of 768 wrongly" in refusal(adapters.check_quantized, model)
+    assert "multiples of 64" in refusal(adapters.check_quantized, model)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Checks around 4-bit base models and their adapters: what would fail late, or never, gets one sentence early."""
 
+import functools
 import json
 import re
 from pathlib import Path
@@ -22,7 +23,8 @@ def check_quantized(model):
     """Checks a model as `from_pretrained` returned it with a 4-bit `quantization_config`; returns its 4-bit layers.
 
     Raises CourseError if nothing is in 4 bits, if a layer that the checkpoint lacks was made a 4-bit layer (its weights
-    are then not packed, and the first forward pass fails), or if a layer is too odd in width for bitsandbytes.
+    are then not packed, and the first forward pass fails), or if bitsandbytes unpacks rows of a layer's width wrongly
+    on this machine: 0.50.2 does on CPUs with AVX-512 for some widths that are no multiple of 64, without an error.
     """
     layers = linear4bit(model)
     if not layers:
@@ -34,7 +36,23 @@ def check_quantized(model):
         if layer.support_avx512bf16_for_cpu and layer.weight.device.type == "cpu":
             fault = "an evaluation on this CPU would make it unfit for training"
             raise CourseError(f"{name}: {fault}; call adapters.keep_trainable(model) first.")
+    for name, layer in layers.items():
+        if not unpacks_rightly(layer.in_features, layer.weight.device):
+            remedy = "take a model whose widths are multiples of 64, or a GPU"
+            raise CourseError(
+                f"{name}: bitsandbytes unpacks rows of {layer.in_features} wrongly on this CPU; {remedy}."
+            )
     return layers
+
+
+@functools.cache
+def unpacks_rightly(width, device):
+    """Whether 4-bit rows of `width` come back as the same numbers do in rows of 64, which is one block a row."""
+    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
+    rows = torch.linspace(-1, 1, 64 * width, device=device).sin().view(64, width)
+    blocks = dequantize_4bit(*quantize_4bit(rows.view(-1, 64), quant_type="nf4"))
+    return torch.equal(dequantize_4bit(*quantize_4bit(rows, quant_type="nf4")).view(-1, 64), blocks)
 
 
 def keep_trainable(model):
