@@ -25,7 +25,7 @@ run: $(READY) ## run the lessons headless; NB=02 PROFILE=full OVERRIDES='{"learn
 test: $(READY) ## lint, then every test, the notebooks included
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
-	$(RUN) pytest
+	$(RUN) pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lab: $(READY) ## open JupyterLab on notebooks/
 	$(RUN) jupyterlab notebooks

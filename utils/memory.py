@@ -1,6 +1,7 @@
 """The planner (what a run will need, by component, before it starts) and the meter (what it took)."""
 
 import contextlib
+import gc
 import json
 import sys
 import time
@@ -337,8 +338,10 @@ def saved_bytes(model, batch):
 def measure(model):
     """Meters the training inside the `with` block; what it yields is complete when the block ends: seconds; rows,
     real_tokens (attention mask 1) and padded_tokens (all positions) that went forward in training, evaluation left out;
-    peak_bytes allocated on the GPU, or None where there is none."""
+    peak_bytes allocated on the GPU, or None where there is none. Clears away what nobody refers to any more first."""
     import torch
+
+    gc.collect()
 
     cost = SimpleNamespace(rows=0, real_tokens=0, padded_tokens=0, peak_bytes=None)
 
