@@ -247,6 +247,23 @@ def test_the_configs_of_peft_and_transformers_are_read():
     assert lora.modules_to_save is None, "the plan must not change what it is given"
 
 
+def test_an_optimizer_that_is_not_fused_needs_room_for_its_step():
+    """bert-large in full on an H200 took 6,413 MiB with adamw_torch, where weights, gradients and states are 5,114."""
+    real = {"num_labels": 5, "batch": 64, "length": 23, "autocast": "bfloat16", "hopper": True, "checkpointing": True}
+    fused, plain = (
+        memory.plan("bert-large-uncased", optimizer=name, **real) for name in ("adamw_torch_fused", "adamw_torch")
+    )
+    assert plain.peaks["optimizer step"] - fused.peaks["optimizer step"] == pytest.approx(fused["weights"], rel=0.01)
+    assert plain["total"] == pytest.approx(6413 * 2**20, rel=0.02)
+
+
+def test_a_live_model_is_as_good_as_its_configuration():
+    model, _, planned = live("opt", "full", torch.float32, "sdpa")
+    settings = {"batch": ROWS, "length": LENGTH}
+    assert memory.plan(model, **settings) == memory.plan(model.config, **settings)
+    assert memory.plan(model, **settings)["total"] == planned["total"]
+
+
 def test_an_unknown_architecture_gives_what_is_known():
     config = AutoConfig.for_model("gpt2", n_layer=2, n_embd=64, n_head=4, vocab_size=500)
     planned = memory.plan(config)

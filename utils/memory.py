@@ -88,7 +88,7 @@ def _on_card(total):
 def plan(model, method="full", *, batch=8, length=512, **settings):
     """What one training run needs, from the configuration alone: no weights, no network, no GPU; a Plan.
 
-    model: a configuration, a folder with config.json, a model that the course knows, or a hub id (asks the hub).
+    model: a configuration, a model, a folder with config.json, a name the course knows, or a hub id (asks the hub).
     method: "full", "lora" (r = 16 on all linear layers), "qlora" (the same on NF4 with double quantization).
     batch, length: rows and tokens a row, padding included. Optional settings:
     target_length: tokens a row of the decoder's side (T5; length // 8). num_labels: classes, for a classifier.
@@ -147,6 +147,7 @@ def _on_hopper():
 
 def _config(model):
     """The configuration as a dict, and a name for it."""
+    model = getattr(model, "config", model)
     if hasattr(model, "to_dict"):
         return dict(model.to_dict()), getattr(model, "name_or_path", "") or model.model_type
     if isinstance(model, dict):
@@ -246,11 +247,13 @@ def simulate(net, evaluate=True, **s):
     if trained:
         tape.backward(loss)
     tape.nodes, loss = [], None
-    for tape.moment in ("optimizer step", "evaluation pass"):
-        tape.kind, tape.recording, net.training = "activations", False, False
-        tape.spike(1)
-        for weight in trained:
-            weight.grad = None
+    tape.moment = "optimizer step"
+    # without "fused", torch takes the root of all second moments at once, into new tensors
+    tape.spike(max([1, *([sum(w.count * w.size for w in trained)] if s["optimizer"] == "adamw_torch" else [])]))
+    for weight in trained:
+        weight.grad = None
+    tape.moment, tape.kind, tape.recording, net.training = "evaluation pass", "activations", False, False
+    tape.spike(1)
     if evaluate:
         forward(net, s["eval_batch"] or s["batch"], s["length"], s["target_length"])
         tape.cache.clear()
