@@ -264,6 +264,18 @@ def test_a_live_model_is_as_good_as_its_configuration():
     assert memory.plan(model, **settings)["total"] == planned["total"]
 
 
+def test_a_classifier_is_recognised_and_the_hub_is_asked(monkeypatch):
+    model, _, planned = live("gemma2", "full", torch.float32, "eager")
+    assert memory.plan(model, batch=ROWS, length=LENGTH)["total"] == planned["total"]
+    config = AutoConfig.for_model("llama", **GATED, architectures=["LlamaForSequenceClassification"])
+    asked = []
+    monkeypatch.setattr(AutoConfig, "from_pretrained", lambda name: asked.append(name) or config)
+    found = memory.plan("someone/a-llama", batch=ROWS, length=LENGTH)
+    assert asked == ["someone/a-llama"]
+    assert "score.weight" in found.net.weights
+    assert "lm_head.weight" not in found.net.weights
+
+
 def test_an_unknown_architecture_gives_what_is_known():
     config = AutoConfig.for_model("gpt2", n_layer=2, n_embd=64, n_head=4, vocab_size=500)
     planned = memory.plan(config)

@@ -146,8 +146,15 @@ def _on_hopper():
 
 
 def _config(model):
-    """The configuration as a dict, and a name for it."""
-    model = getattr(model, "config", model)
+    """The configuration as a dict, with num_labels if it is one of a classifier, and a name for it."""
+    config, name = _read(getattr(model, "config", model))
+    kinds = [type(model).__name__, *(config.get("architectures") or [])]
+    if any(kind.endswith("ForSequenceClassification") for kind in kinds):
+        config.setdefault("num_labels", len(config.get("id2label") or "01"))
+    return config, name
+
+
+def _read(model):
     if hasattr(model, "to_dict"):
         return dict(model.to_dict()), getattr(model, "name_or_path", "") or model.model_type
     if isinstance(model, dict):
