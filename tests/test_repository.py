@@ -1,8 +1,10 @@
 """What a stranger meets first: commands, versions, links, and no trace of the machine it was made on."""
 
+import importlib
 import json
 import re
 import subprocess
+import sys
 
 import pytest
 import yaml
@@ -102,6 +104,14 @@ def test_the_table_of_memory_receipts_is_that_of_the_file():
         row = next(line for line in page.splitlines() if re.match(rf"\| {re.escape(receipt['name'])}( \*)? \|", line))
         assert f"| {planned:.2f} | {measured:.2f} |" in row
         assert (" * |" in row) == receipt["held_out"]
+
+
+def test_the_table_of_methods_is_that_of_its_receipt():
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    compare_methods = importlib.import_module("compare_methods")
+    record = json.loads(compare_methods.RECEIPT.read_text())
+    assert [len(rows) for rows in record["metrics"]["methods"].values()] == [3, 3, 3]
+    assert compare_methods.table(record) in (ROOT / "README.md").read_text()
 
 
 @pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
