@@ -9,8 +9,6 @@ import reprlib
 import tempfile
 from pathlib import Path
 
-import pandas as pd
-
 BUILDERS = {".csv": "csv", ".jsonl": "json", ".parquet": "parquet"}
 
 
@@ -43,7 +41,8 @@ def data_source(dataset_id, text_column="text", label_column="label"):
     id, which is returned as it is. In CSV, NA, null, None and nan stay text, and labels without declared classes are
     read as strings. Raises CourseError for a wrong path and for the first kind of bad row.
     """
-    from datasets import load_dataset_builder  # not above: importing this module stays cheap
+    import pandas as pd  # neither above: importing this module stays cheap
+    from datasets import load_dataset_builder
 
     name, path = str(dataset_id), Path(str(dataset_id)).expanduser().absolute()
     if not name.strip() or not path.exists():
@@ -78,6 +77,8 @@ def check_dataset(dataset, text_column="text", label_column="label"):
     Rows count from 0, as in dataset["train"][0]. Prints a line for a split that repeats texts of train.
     Raises CourseError for bad rows, an empty split, fewer than two classes, or a class that train lacks.
     """
+    import pandas as pd
+
     if not isinstance(dataset, dict) or "train" not in dataset:
         raise CourseError("the data has no split 'train'; name a file train.jsonl or train.csv.")
     classes, texts = {}, {}
