@@ -199,7 +199,7 @@ def rows(model, s, count):
 
 
 def measure(name, folder):
-    """Runs two optimizer steps and an evaluation batch; returns the receipt."""
+    """Runs three optimizer steps and an evaluation batch; returns the receipt."""
     import torch
     from transformers import Trainer, TrainingArguments
 

@@ -10,6 +10,8 @@ from types import SimpleNamespace
 import nbformat
 import pytest
 
+from utils.checks import CourseError
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # as utils.environment does, before torch
 ROOT = Path(__file__).resolve().parents[1]
 LESSON = "01_bert_full_fine_tuning"
@@ -18,6 +20,16 @@ LESSON = "01_bert_full_fine_tuning"
 def notebooks(pattern="*.ipynb"):
     """The source notebooks: lessons, template and solutions."""
     return sorted(p for folder in ("notebooks", "notebooks/solutions") for p in (ROOT / folder).glob(pattern))
+
+
+def refusal(call, *args):
+    """The message of the CourseError that the call must raise."""
+    with pytest.raises(CourseError) as error:
+        call(*args)
+    message = str(error.value)
+    assert "\n" not in message
+    assert message.endswith(".")
+    return message
 
 
 @pytest.fixture(scope="session")

@@ -7,12 +7,11 @@ import pytest
 import torch
 from bitsandbytes.functional import has_avx512bf16
 from bitsandbytes.nn import Linear4bit
-from conftest import ROOT
+from conftest import ROOT, refusal
 from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 from transformers import AutoConfig, AutoModelForSequenceClassification, BitsAndBytesConfig
 
 from utils import adapters, environment
-from utils.checks import CourseError
 
 TINY = ROOT / "data" / "models" / "tiny-bert"
 BATCH = {"input_ids": torch.arange(5, 29).reshape(2, 12), "attention_mask": torch.ones(2, 12, dtype=torch.long)}
@@ -39,15 +38,6 @@ def quantized(folder=TINY, skip=("classifier",), dtype=torch.float32, keep=True)
 def adapter(model, **changes):
     model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     return get_peft_model(model, LoraConfig(**{"task_type": "SEQ_CLS", "target_modules": TARGETS} | changes))
-
-
-def refusal(call, *args):
-    with pytest.raises(CourseError) as error:
-        call(*args)
-    message = str(error.value)
-    assert "\n" not in message
-    assert message.endswith(".")
-    return message
 
 
 def test_a_quantized_head_is_refused_and_the_cure_works():

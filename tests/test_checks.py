@@ -4,10 +4,10 @@ import time
 
 import datasets
 import pytest
+from conftest import refusal
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, load_dataset
 
 from utils import checks
-from utils.checks import CourseError
 
 NAMES = ["call", "music", "navigate"]
 README = (
@@ -34,16 +34,6 @@ def write(folder, readme=None, **files):
     if readme:
         (folder / "README.md").write_text(readme)
     return folder
-
-
-def refusal(call, *args):
-    """The message of the CourseError that the call must raise."""
-    with pytest.raises(CourseError) as error:
-        call(*args)
-    message = str(error.value)
-    assert "\n" not in message
-    assert message.endswith(".")
-    return message
 
 
 def assert_says(message, *parts):

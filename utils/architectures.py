@@ -56,9 +56,9 @@ class Net:
     def cast(self, x, size):
         return x if x.size == size else self.tape.op([x], x.count, size)
 
-    def same(self, x, saves=(), back=0, work=0):
+    def same(self, x, saves=(), work=0):
         """An element-wise operation on one tensor."""
-        return self.tape.op([x], x.count, x.size, saves, back=back, work=work)
+        return self.tape.op([x], x.count, x.size, saves, work=work)
 
     def add(self, a, b):
         big = a if a.count >= b.count else b
@@ -152,18 +152,12 @@ class Net:
     def activation(self, x, kind):
         """gelu, silu and their kin keep their input, relu and tanh their output."""
         if kind in ("relu", "tanh"):
-            y = self.same(x)
-            if self.tape.recording and x.needs_grad and self.tape.keeping:
-                self.tape.nodes[-1][2].append(y.buffer)
-            return y
+            return self.tape.op([x], x.count, x.size, saves_result=True)
         return self.same(x, saves=[x])
 
     def softmax(self, x):
         size = 4 if self.half else x.size
-        y = self.tape.op([self.cast(x, size)], x.count, size)
-        if self.tape.recording and y.needs_grad and self.tape.keeping:
-            self.tape.nodes[-1][2].append(y.buffer)
-        return y
+        return self.tape.op([self.cast(x, size)], x.count, size, saves_result=True)
 
     def matmul(self, a, b, count):
         a, b = (self.cast(t, 2) if self.half and t.size == 4 else t for t in (a, b))
@@ -198,17 +192,12 @@ class Net:
         elif mask and self.setup["attention"] == "sdpa":  # a boolean mask becomes one of numbers
             saves = [Tensor(self.tape, mask.count, q.size)]
         lse = Tensor(self.tape, batch * heads * length, 4)
-        result = self.tape.op(inputs, q.count, q.size, [q, k, v, lse, *saves], back=q.count * 4)
-        if self.tape.recording and result.needs_grad and self.tape.keeping:
-            self.tape.nodes[-1][2].append(result.buffer)
-        return result
+        saves += [q, k, v, lse]
+        return self.tape.op(inputs, q.count, q.size, saves, back=q.count * 4, saves_result=True)
 
     def cross_entropy(self, logits):
         x = self.cast(logits, 4) if self.half else logits
-        y = self.tape.op([x], x.count, x.size)
-        if self.tape.recording and y.needs_grad and self.tape.keeping:
-            self.tape.nodes[-1][2].append(y.buffer)
-        return self.tape.op([y], 1, 4, back=0)
+        return self.tape.op([self.tape.op([x], x.count, x.size, saves_result=True)], 1, 4)
 
     def mask(self, batch, length, keys, causal):
         """The mask as transformers makes it: booleans for sdpa, numbers for eager, none if nothing is hidden."""

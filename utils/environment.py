@@ -79,8 +79,6 @@ def report():
     warnings.filterwarnings("ignore", message=".*pin_memory.*")  # said on every machine without a GPU
     for known in (".*gradient_checkpointing.*deprecated", ".*[Pp]aged optimizers are not supported on CPU"):
         warnings.filterwarnings("ignore", message=known)  # PEFT uses the old name; lesson 02 says what paging is for
-    cpu = logging.getLogger("bitsandbytes.backends.cpu.ops")  # an optional kernel for CPUs is not installed
-    cpu.addFilter(lambda record: "gemm_4bit_forward" not in record.msg)
     found = facts()
     shown = [f"{name} {found['versions'][name]}" for name in ("torch", "transformers", "datasets")]
     print(" · ".join([found["device"], *shown, "offline" if is_offline_mode() else "hub allowed"]))

@@ -256,7 +256,7 @@ def simulate(net, evaluate=True, **s):
     tape.nodes, loss = [], None
     tape.moment = "optimizer step"
     # without "fused", torch takes the root of all second moments at once, into new tensors
-    tape.spike(max([1, *([sum(w.count * w.size for w in trained)] if s["optimizer"] == "adamw_torch" else [])]))
+    tape.spike(1 + sum(w.count * w.size for w in trained if s["optimizer"] == "adamw_torch"))
     for weight in trained:
         weight.grad = None
     tape.moment, tape.kind, tape.recording, net.training = "evaluation pass", "activations", False, False
@@ -352,7 +352,6 @@ def measure(model):
     import torch
 
     gc.collect()
-
     cost = SimpleNamespace(rows=0, real_tokens=0, padded_tokens=0, peak_bytes=None)
 
     def count(module, args, inputs):

@@ -76,11 +76,12 @@ class Tape:
         """Work space that is free again after the operation."""
         Buffer(self, nbytes, "temporary")
 
-    def op(self, inputs, count, size, saves=(), weights=(), work=0, back=0, passes=False):
+    def op(self, inputs, count, size, saves=(), weights=(), work=0, back=0, passes=False, saves_result=False):
         """The result of an operation: a tensor of `count` elements of `size` bytes.
 
-        saves: tensors that its backward keeps. weights: parameters that get a gradient from it. work, back: bytes of
-        work space in its forward and backward pass. passes: its backward hands the gradient on without a copy.
+        saves: tensors that its backward keeps; saves_result: the result as well. weights: parameters that get a gradient
+        from it. work, back: bytes of work space in its forward and backward pass. passes: its backward hands the
+        gradient on without a copy.
         """
         if work:
             self.spike(work)
@@ -91,6 +92,7 @@ class Tape:
         trained = [weight for weight in weights if weight.trainable]
         if needing or trained:
             result.slot.needs_grad = True
+            saves = [*saves, result] if saves_result else saves
             kept = [tensor.buffer for tensor in saves] if self.keeping else []
             self.nodes.append((needing, result.slot, kept, trained, back, passes))
         return result
