@@ -79,9 +79,9 @@ class Tape:
     def op(self, inputs, count, size, saves=(), weights=(), work=0, back=0, passes=False, saves_result=False):
         """The result of an operation: a tensor of `count` elements of `size` bytes.
 
-        saves: tensors that its backward keeps; saves_result: the result as well. weights: parameters that get a gradient
-        from it. work, back: bytes of work space in its forward and backward pass. passes: its backward hands the
-        gradient on without a copy.
+        saves: tensors that its backward keeps; saves_result: the result as well. weights: parameters that get a
+        gradient from it. work, back: bytes of work space in its forward and backward pass. passes: its backward hands
+        the gradient on without a copy.
         """
         if work:
             self.spike(work)
