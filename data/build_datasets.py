@@ -1,6 +1,6 @@
 """Builds the course's data sets, and the unlabelled text of its world, from hand-written wordings.
 
-    python data/build_datasets.py          writes data/driver_intent/{train,validation,test}.jsonl
+    python data/build_datasets.py          writes data/<set>/{train,validation,test}.jsonl
 
 Seeded: a second run writes the same bytes.
 """
@@ -117,11 +117,18 @@ def world_dialogues(rows, seed=SEED):
 
 
 def main():
+    import build_car_manual  # not above: each builder can be imported alone
+    import build_toy_bills
+
     for split, rows in driver_intent().items():
         path = DATA / "driver_intent" / f"{split}.jsonl"
         lines = [json.dumps({"text": row["text"], "label": row["label"]}) + "\n" for row in rows]
         path.write_text("".join(lines), encoding="utf-8", newline="\n")
         print(f"{path.relative_to(DATA.parent)}: {len(rows)} rows")
+    for split, rows in build_toy_bills.write(DATA / "toy_bills").items():
+        print(f"data/toy_bills/{split}.jsonl: {rows} rows")
+    for split, rows in build_car_manual.write(DATA / "car_manual").items():
+        print(f"data/car_manual/{split}.jsonl: {rows} rows")
 
 
 if __name__ == "__main__":

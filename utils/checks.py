@@ -41,6 +41,21 @@ def data_source(dataset_id, text_column="text", label_column="label"):
     id, which is returned as it is. In CSV, NA, null, None and nan stay text, and labels without declared classes are
     read as strings. Raises CourseError for a wrong path and for the first kind of bad row.
     """
+
+    def check(file, split, rows, features):
+        if Path(file).suffix == ".csv" and label_column in rows:
+            rows[label_column] = rows[label_column].map(_as_number).astype(object)
+        _check_rows(file, rows, text_column, label_column, features)
+
+    return read_source(dataset_id, (text_column, label_column), check)
+
+
+def read_source(dataset_id, columns, check):
+    """The arguments for `load_dataset`, after check(file, split, rows, features) has seen each local .csv and .jsonl.
+
+    rows: a DataFrame of objects, numbered by line as an editor shows it. features: what README.md declares, or {}.
+    columns: those which a CSV holds as text. Raises CourseError for a wrong path and for a line that cannot be read.
+    """
     import pandas as pd  # neither above: importing this module stays cheap
     from datasets import load_dataset_builder
 
@@ -60,13 +75,11 @@ def data_source(dataset_id, text_column="text", label_column="label"):
     features, is_csv = builder.info.features or {}, hasattr(builder.config, "sep")
     if is_csv:
         source |= {"keep_default_na": False}
-        source |= {} if features else {"converters": {text_column: str, label_column: str}}
-    for file in (file for files in builder.config.data_files.values() for file in files):
-        if Path(file).suffix in (".csv", ".jsonl"):
+        source |= {} if features else {"converters": dict.fromkeys(columns, str)}
+    for split, files in builder.config.data_files.items():
+        for file in (file for file in files if Path(file).suffix in (".csv", ".jsonl")):
             rows = pd.DataFrame.from_dict(_read_rows(file, is_csv), orient="index", dtype=object)
-            if is_csv and label_column in rows:
-                rows[label_column] = rows[label_column].map(_as_number).astype(object)
-            _check_rows(file, rows, text_column, label_column, features)
+            check(file, str(split), rows, features)
     return source
 
 
@@ -88,53 +101,72 @@ def check_dataset(dataset, text_column="text", label_column="label"):
         rows = pd.DataFrame({column: part[column][:] for column in part.column_names}, dtype=object)
         labels = _check_rows(f"split {split!r} (rows count from 0)", rows, text_column, label_column, part.features)
         classes[split] = {names[label] if names else str(label) for label in labels}
-        texts[split] = [" ".join(text.casefold().split()) for text in part[text_column]]
+        texts[split] = part[text_column]
     where = f"split 'train', column {label_column!r}"
     if len(set().union(*classes.values())) < 2:
-        raise CourseError(f"{where}: one class only, {_some(classes['train'])}; add rows of another class.")
+        raise CourseError(f"{where}: one class only, {some(classes['train'])}; add rows of another class.")
     for other, found in [*classes.items(), ("the declaration in README.md", set(names or ()))]:
-        if absent := _some(sorted(found - classes["train"])):
+        if absent := some(sorted(found - classes["train"])):
             remedy = f"add rows of it to 'train', or take it out of {other}"
             raise CourseError(f"{where}: no row has class {absent} of {other}; {remedy}.")
-    known = set(texts.pop("train"))
-    for split, found in texts.items():
-        if twice := sum(text in known for text in found):
-            remedy = "remove them there, or the score will look too good"
-            print(f"Warning: {twice} of {len(found)} texts of {split!r} also stand in 'train'; {remedy}.")
+    warn_of_repeats(texts)
     return names or sorted(classes["train"], key=lambda name: (name.isdecimal() * len(name), name))
 
 
-def _some(items):
+def warn_of_repeats(texts):
+    """Prints a line for a split of `texts` ({split: texts}) that repeats some of train, whatever case and spaces."""
+    plain = {split: [hash(" ".join(text.casefold().split())) for text in found] for split, found in texts.items()}
+    known = set(plain.pop("train", ()))
+    for split, found in plain.items():
+        if twice := sum(text in known for text in found):
+            remedy = "remove them there, or the score will look too good"
+            print(f"Warning: {twice} of {len(found)} texts of {split!r} also stand in 'train'; {remedy}.")
+
+
+def some(items):
+    """The first ten of `items` in words, and how many there are."""
     items = list(items)
     return ", ".join(map(str, items[:10])) + (f", … ({len(items)} in all)" if len(items) > 10 else "")
 
 
-def _check_rows(where, table, text_column, label_column, features):
-    """Raises CourseError for the first kind of bad row; returns the labels, each once. The index numbers the rows."""
+def check_columns(where, table, columns, features):
+    """Raises CourseError if `table` has no rows, lacks one of `columns`, or has one that `features` do not declare."""
     if table.empty:
         raise CourseError(f"{where}: it has no rows; add some, or remove it.")
-    for column in (text_column, label_column):
+    for column in columns:
         if column not in table:
-            like = closest(column, set(table) - {text_column, label_column})
+            like = closest(column, set(table) - set(columns))
             remedy = f"rename the column {like!r} to {column!r}" if like else f"add a column {column!r}"
-            remedy = "put a comma between the columns" if text_column in like and label_column in like else remedy
-            raise CourseError(f"{where}: no column {column!r} among {_some(map(repr, table))}; {remedy}.")
+            joined = len(columns) > 1 and all(column in like for column in columns)
+            remedy = "put a comma between the columns" if joined else remedy
+            raise CourseError(f"{where}: no column {column!r} among {some(map(repr, table))}; {remedy}.")
     if features and (extra := sorted(set(table) - set(features))):
-        raise CourseError(f"{where}: {_some(map(repr, extra))} is not declared in README.md; declare or remove it.")
-    text, label = table[text_column], table[label_column]
+        raise CourseError(f"{where}: {some(map(repr, extra))} is not declared in README.md; declare or remove it.")
 
-    def refuse(is_bad, values, fault):
-        bad = values[[bool(is_bad(value)) for value in values]]
-        if len(bad):
-            place = f"row{'s' * (len(bad) > 1)} {_some(bad.index)}, column {values.name!r}"
-            raise CourseError(f"{where}, {place}: {reprlib.repr(bad.iloc[0])} {fault}.")
 
-    refuse(_is_empty, text, "is an empty text; write one, or delete the row")
-    refuse(lambda value: not isinstance(value, str), text, "is not text; put it in double quotes")
-    refuse(re.compile("[\0\ud800-\udfff]").search, text, "holds a NUL or a broken character; retype it")
-    refuse(_is_empty, label, "is an empty label; write one, or delete the row")
+def refuse(where, values, is_bad, fault):
+    """Raises CourseError if is_bad(value) for some of `values`, a named Series whose index numbers the rows."""
+    bad = values[[bool(is_bad(value)) for value in values]]
+    if len(bad):
+        place = f"row{'s' * (len(bad) > 1)} {some(bad.index)}, column {values.name!r}"
+        raise CourseError(f"{where}, {place}: {reprlib.repr(bad.iloc[0])} {fault}.")
+
+
+def refuse_texts(where, values):
+    """Raises CourseError for the first kind of fault in `values`, a Series of what should be texts."""
+    refuse(where, values, _is_empty, "is an empty text; write one, or delete the row")
+    refuse(where, values, lambda value: not isinstance(value, str), "is not text; put it in double quotes")
+    refuse(where, values, _is_broken, "holds a NUL or a broken character; retype it")
+
+
+def _check_rows(where, table, text_column, label_column, features):
+    """Raises CourseError for the first kind of bad row; returns the labels, each once. The index numbers the rows."""
+    check_columns(where, table, (text_column, label_column), features)
+    label = table[label_column]
+    refuse_texts(where, table[text_column])
+    refuse(where, label, _is_empty, "is an empty label; write one, or delete the row")
     fault = "is not a class; write a class name or a whole number from 0"
-    refuse(lambda v: not isinstance(v, str) and (not isinstance(v, int) or v is True or v < 0), label, fault)
+    refuse(where, label, lambda v: not isinstance(v, str) and (not isinstance(v, int) or v is True or v < 0), fault)
     kinds = {isinstance(value, str): f"{value!r} in row {row}" for row, value in label[::-1].items()}
     if len(kinds) > 1:
         mixed = f"{kinds[True]}, but {kinds[False]}; write class names only, or numbers only"
@@ -142,8 +174,8 @@ def _check_rows(where, table, text_column, label_column, features):
     if names := getattr(features.get(label_column), "names", None):
         known = {*names, *range(len(names))}  # load_dataset takes names and numbers, also numbers in quotes
         like = closest(next((value for value in label if value not in known), ""), names)
-        fault = f"is not a declared class ({_some(names)}; closest: {like!r}); correct it, or declare it in README.md"
-        refuse(lambda value: value not in known and _as_number(value) not in known, label, fault)
+        fault = f"is not a declared class ({some(names)}; closest: {like!r}); correct it, or declare it in README.md"
+        refuse(where, label, lambda value: value not in known and _as_number(value) not in known, fault)
     return set(label)
 
 
@@ -153,6 +185,13 @@ def _as_number(value):
 
 def _is_empty(value):
     return value is None or value != value or (isinstance(value, str) and not value.strip())
+
+
+def _is_broken(text):
+    try:
+        return "\0" in text or not text.encode()
+    except UnicodeEncodeError:  # half of a character that JSON wrote in two, such as \ud800
+        return True
 
 
 def _read_rows(path, is_csv):

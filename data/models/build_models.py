@@ -137,11 +137,17 @@ def build_tiny_bert(folder, steps=STEPS):
 
 
 def main():
+    from build_tiny_opt import build_tiny_opt  # not above: the model's own script imports nothing from here
+    from build_tiny_t5 import build_tiny_t5
+
+    builders = {"tiny-bert": build_tiny_bert, "tiny-t5": build_tiny_t5, "tiny-opt": build_tiny_opt}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=STEPS, help="stop after so many steps")
-    parser.add_argument("--out", type=Path, default=MODELS, help="folder that receives tiny-bert/")
+    parser.add_argument("--steps", type=int, help="stop after so many steps")
+    parser.add_argument("--out", type=Path, default=MODELS, help="folder that receives tiny-bert/ and the others")
+    parser.add_argument("--only", choices=[*builders], help="build this model alone")
     options = parser.parse_args()
-    build_tiny_bert(options.out / "tiny-bert", options.steps)
+    for name in [options.only] if options.only else builders:
+        builders[name](options.out / name, **({"steps": options.steps} if options.steps else {}))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,127 @@
+"""A loss that is no number stops the run at its step, names the rows, and leaves the weights as they were."""
+
+import math
+
+import pytest
+import torch
+from conftest import refusal
+from datasets import Dataset
+from peft import LoraConfig, get_peft_model
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    DataCollatorWithPadding,
+    OPTConfig,
+    OPTForCausalLM,
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
+    T5Config,
+    T5ForConditionalGeneration,
+    Trainer,
+    TrainingArguments,
+)
+from trl import SFTConfig, SFTTrainer
+
+from utils.guard import StopOnNaN
+
+BAD = 40  # the token whose embedding becomes NaN
+SIZES = dict(vocab_size=50, hidden_size=64, num_hidden_layers=1, num_attention_heads=2)
+
+
+class Tokenizer:
+    """Pads with 1, on the right, as a data collator asks."""
+
+    padding_side, pad_token_id, model_input_names = "right", 1, ["input_ids", "attention_mask"]
+
+    def pad(self, rows, **kwargs):
+        longest = max(len(row["input_ids"]) for row in rows)
+        ids = [[*row["input_ids"], *[1] * (longest - len(row["input_ids"]))] for row in rows]
+        mask = [[1] * len(row["input_ids"]) + [0] * (longest - len(row["input_ids"])) for row in rows]
+        rest = {"labels": torch.tensor([row["labels"] for row in rows])}
+        return {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)} | rest
+
+
+def rows(label, plant=True):
+    ids = [[5, 6, 7 + number, *[9] * (number % 3)] for number in range(12)]
+    if plant:
+        ids[8][1] = BAD
+    return Dataset.from_dict({"input_ids": ids, "attention_mask": [[1] * len(row) for row in ids], "labels": label})
+
+
+def trainer(kind, folder, plant=True):
+    torch.manual_seed(0)
+    options = dict(per_device_train_batch_size=2, max_steps=6, report_to=[], disable_tqdm=True, use_cpu=True)
+    options |= dict(learning_rate=1e-3, train_sampling_strategy="sequential", save_strategy="no")
+    if kind == "bert":
+        model = BertForSequenceClassification(BertConfig(intermediate_size=64, **SIZES))
+        made = Trainer(model, TrainingArguments(folder, **options), DataCollatorWithPadding(Tokenizer()))
+        data = rows([0, 1] * 6, plant)
+    elif kind == "t5":
+        model = T5ForConditionalGeneration(
+            T5Config(
+                vocab_size=50,
+                d_model=64,
+                d_kv=32,
+                d_ff=64,
+                num_layers=1,
+                num_heads=2,
+                decoder_start_token_id=0,
+                tie_word_embeddings=False,
+            )
+        )
+        model = get_peft_model(model, LoraConfig(task_type="SEQ_2_SEQ_LM", r=2, target_modules=["v"]))
+        made = Seq2SeqTrainer(model, Seq2SeqTrainingArguments(folder, **options), DataCollatorWithPadding(Tokenizer()))
+        data = rows([[3, 4]] * 12, plant)
+    else:
+        model = OPTForCausalLM(OPTConfig(ffn_dim=64, word_embed_proj_dim=64, max_position_embeddings=32, **SIZES))
+        model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["v_proj"]))
+        data = rows([[5, 6, 7, 8, 9]] * 12, plant).remove_columns("labels")
+        data = data.add_column("labels", data["input_ids"][:])
+        return add(
+            SFTTrainer(
+                model,
+                SFTConfig(folder, bf16=False, gradient_checkpointing=False, **options),
+                train_dataset=data,
+                processing_class=fast_tokenizer(),
+            ),
+            model,
+        )
+    made.train_dataset = data
+    return add(made, model)
+
+
+def add(made, model):
+    made.add_callback(StopOnNaN())
+    for module in model.modules():
+        if isinstance(module, torch.nn.Embedding) and module.num_embeddings == SIZES["vocab_size"]:
+            module.register_forward_hook(lambda m, ids, out: out.masked_fill((ids[0] == BAD).unsqueeze(-1), math.nan))
+    return made
+
+
+def fast_tokenizer():
+    from tokenizers import Tokenizer as Fast
+    from tokenizers.models import WordLevel
+    from transformers import PreTrainedTokenizerFast
+
+    words = {"</s>": 2, "<pad>": 1, "a": 0} | {f"w{n}": n for n in range(3, 50)}
+    return PreTrainedTokenizerFast(tokenizer_object=Fast(WordLevel(words, "a")), pad_token="<pad>", eos_token="</s>")
+
+
+@pytest.mark.parametrize("kind", ["bert", "t5", "opt"])
+def test_a_planted_nan_stops_the_run_at_its_step(kind, tmp_path):
+    made = trainer(kind, tmp_path)
+    message = refusal(made.train)
+    assert "step 5, " in message
+    assert "rows 8, 9 of the training data" in message
+    assert "the loss is nan" in message
+    assert made.state.global_step == 4
+    learnt = [p for p in made.model.parameters() if p.requires_grad]
+    assert all(p.isfinite().all() for p in learnt), "the weights took harm"
+
+
+@pytest.mark.parametrize("kind", ["bert", "t5", "opt"])
+def test_without_it_the_run_ends_and_the_hook_is_gone(kind, tmp_path):
+    made = trainer(kind, tmp_path, plant=False)
+    made.train()
+    assert made.state.global_step == 6
+    assert not made.model._forward_hooks

@@ -1,0 +1,183 @@
+"""Checks for lessons whose answer is text: summaries, conversations, and what tokenization leaves of them."""
+
+import contextlib
+import json
+import reprlib
+
+from utils import checks
+from utils.checks import CourseError, some
+
+LONGEST = 1_000_000  # characters; more takes long to tokenize, and nearly all of it is cut off afterwards
+TALKS = ("messages", "conversations")  # columns with a whole conversation in one cell
+WRITE = 'write ["question", "answer"], or [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]'
+
+
+def source(dataset_id, columns, unanswered=()):
+    """Checks local data files row by row and returns the arguments for `load_dataset`, as `checks.data_source` does.
+
+    columns: those which every row needs, the input first: ("text", "summary"), ("prompt", "completion"), or
+    ("conversations",) or ("messages",), whose cells `conversation` must understand. Rows may have more columns.
+    In CSV, NA, null and None stay text. unanswered: names of the splits whose rows may lack the (last) answer.
+    Raises CourseError for a wrong path and for the first kind of bad row: file, row, column, remedy.
+    """
+
+    def look(file, split, rows, features):
+        _check_rows(file, rows, columns, split not in unanswered, features)
+
+    return checks.read_source(dataset_id, columns, look)
+
+
+def check(dataset, columns, needed=("train",), unanswered=()):
+    """Checks the splits `needed`, and train, validation and test if there are such, of a loaded DatasetDict.
+
+    columns, unanswered: as for `source`. Rows count from 0, as in dataset["train"][0]. Prints a line for a split that
+    repeats inputs (the first column, or the first question) of train. 20,000 rows of 10,000 characters take seconds.
+    Raises CourseError for a missing or empty split, a missing column, and the first kind of bad row.
+    """
+    import pandas as pd  # not above: importing this module stays cheap
+
+    inputs = {}
+    for split in dict.fromkeys([*needed, "train", "validation", "test"]):
+        if isinstance(dataset, dict) and split in dataset:
+            part = dataset[split]
+            here = columns if {*columns} <= {*part.column_names} else part.column_names
+            rows = pd.DataFrame({column: part[column][:] for column in here}, dtype=object)
+            where = f"split {split!r} (rows count from 0)"
+            inputs[split] = _check_rows(where, rows, columns, split not in unanswered, {})
+        elif split in needed:
+            raise CourseError(f"the data has no split {split!r}; name a file {split}.jsonl or {split}.csv.")
+    checks.warn_of_repeats(inputs)
+
+
+def conversation(row, answers=True):
+    """The turns of `row` as a list of strings: question, answer, question, answer, ...
+
+    row holds "messages" or "conversations", a list of strings or of {"role": ..., "content": ...}, or JSON text of
+    one; or "prompt" and "completion". Roles are user and assistant in turn; the text of a first system message is put
+    in front of the first question. answers: whether the last question must have its answer; with answers=False it may
+    be missing or empty, and the list then ends with the question, as in the test split of LIMA.
+    Raises CourseError that says what is wrong, but not where: `conversations` adds split and row.
+    """
+    column = next((column for column in TALKS if column in row), None)
+    if column is None and "prompt" not in row:
+        raise CourseError(f"no column 'messages', 'conversations' or 'prompt' among {some(map(repr, row))}; add one.")
+    turns, system = row[column] if column else [row["prompt"], row.get("completion")], ""
+    with contextlib.suppress(ValueError, RecursionError):  # it then stays a string
+        turns = json.loads(turns) if isinstance(turns, str) else turns
+    if not isinstance(turns, list):
+        raise CourseError(f"{reprlib.repr(turns)} is not a list of turns; {WRITE}.")
+    if turns and all(isinstance(turn, dict) for turn in turns):
+        if turns[0].get("role") == "system":
+            system, turns = turns[0].get("content") or "", turns[1:]
+        for number, role in enumerate(turn.get("role") for turn in turns):
+            if role not in ("user", "assistant"):
+                first = "only the first message may be of the system" if role == "system" else "it is none of the roles"
+                raise CourseError(f"role {role!r}: {first}; write 'user' for questions and 'assistant' for answers.")
+            if role != ("user", "assistant")[number % 2]:
+                fault = f"{role!r} speaks twice in a row" if number else "'assistant' speaks first"
+                raise CourseError(f"{fault} (message {number + 1}); let 'user' and 'assistant' take turns.")
+        turns = [turn.get("content") for turn in turns]
+    if not answers and turns and len(turns) % 2 == 0 and turns[-1] in (None, ""):
+        turns = turns[:-1]
+    for number, turn in enumerate([system or "-", *turns]):
+        name = f"{('answer', 'question')[number % 2]} {(number + 1) // 2}" if number else "the system message"
+        if turn is None or (isinstance(turn, str) and not turn.strip()):
+            raise CourseError(f"{name} is empty; write one, or delete the row.")
+        if not isinstance(turn, str):
+            raise CourseError(f"{name} is {reprlib.repr(turn)}, which is not text; {WRITE}.")
+    if not turns or (answers and len(turns) % 2):
+        fault = "the last question has no answer" if turns else "there is no question"
+        raise CourseError(f"{fault}; write one, or delete the row.")
+    return [f"{system}\n\n{turns[0]}", *turns[1:]] if system.strip() else list(turns)
+
+
+def conversations(dataset, split, answers=True):
+    """`conversation` of every row of dataset[split], a list of lists; its errors name split and row, from 0."""
+    part = dataset[split]
+    columns = [column for column in part.column_names if column in (*TALKS, "prompt", "completion")]
+    rows = zip(*(part[column][:] for column in columns), strict=True)
+    return _turns(f"split {split!r} (rows count from 0)", enumerate(rows), columns, answers)
+
+
+def has_answers(dataset, split):
+    """Whether every conversation of dataset[split] ends with an answer; False for the test split of LIMA."""
+    return all(len(turns) % 2 == 0 for turns in conversations(dataset, split, answers=False))
+
+
+def plain(text, tokenizer):
+    """`text` with a space inside each control token that it spells ("</s>" becomes "< /s>"), so that it has none.
+
+    For a byte-level BPE (OPT, GPT-2) tokenizer(text, split_special_tokens=True) does as much and leaves the text as it
+    is. For a Unigram (T5) it does not: "</s>", "<pad>" and "<extra_id_0>" are pieces of its own vocabulary, which it
+    finds again, even behind full-width letters. The tokenizer must be a fast one. The id of unknown text may remain.
+    """
+    added = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    ends = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}  # one may be the unknown token too
+    control = (added | {*tokenizer.all_special_ids}) - ({tokenizer.unk_token_id} - ends)
+    options = {"add_special_tokens": False, "return_offsets_mapping": True, "verbose": False}
+    while True:
+        found = tokenizer(text, **options)
+        spans = zip(found["input_ids"], found["offset_mapping"], strict=True)
+        starts = [
+            start + len(text[start:end]) - len(text[start:end].lstrip()) for n, (start, end) in spans if n in control
+        ]
+        if not starts:
+            return text
+        for start in reversed(starts):
+            text = f"{text[: start + 1]} {text[start + 1 :]}"
+
+
+def drop_cut(encoded, max_length, split="train", eos_token_id=None):
+    """Drops the rows of a tokenized Dataset of which `max_length` leaves no answer; prints a line if any answer is cut.
+
+    encoded: with the column labels, the ids of the answer (T5), or of prompt and answer with -100 on the prompt
+    (causal), cut to `max_length` tokens or not yet. Returns the rows kept, unchanged. Answers that are cut in part are
+    counted: those which go on after max_length, or which fill it and do not end with eos_token_id, if it is given.
+    An answer of nothing but eos_token_id is empty. Raises CourseError if no row is left.
+    """
+    gone, part, kept = [], 0, []
+    for row, labels in enumerate(encoded["labels"][:]):
+        left = [label for label in labels[:max_length] if label not in (-100, eos_token_id)]
+        (kept if left else gone).append(row)
+        full = len(labels) == max_length and eos_token_id is not None and labels[-1] not in (-100, eos_token_id)
+        part += bool(left) and (full or any(label != -100 for label in labels[max_length:]))
+    of, rows = f"of {len(encoded)} answers", f"row{'s' * (len(gone) > 1)} {some(gone)}"
+    if not kept:
+        raise CourseError(f"split {split!r}: none {of} begins within max_length {max_length}; raise max_length.")
+    lost = f"{len(gone)} {of} lie wholly beyond max_length {max_length}, or are empty ({rows}): dropped; " * bool(gone)
+    cut = f"{part} {of} are cut in part at max_length {max_length}; " * bool(part)
+    if lost or cut:
+        print(f"split {split!r}: {lost}{cut}raise max_length to keep them.")
+    return encoded.select(kept) if gone else encoded
+
+
+def _check_rows(where, rows, columns, answered, features):
+    """Raises CourseError for the first kind of bad row of a DataFrame; returns the inputs, a list of strings."""
+    import pandas as pd  # not above: importing this module stays cheap
+
+    columns = list(columns) if answered else list(columns[:1])
+    checks.check_columns(where, rows, columns, features)
+    for column in columns:
+        values = rows[column]
+        if column in TALKS:
+            turns = _turns(where, ((row, (cell,)) for row, cell in values.items()), [column], answered)
+            inputs, joined = [talk[0] for talk in turns], ["\n".join(talk) for talk in turns]
+            values = pd.Series(joined, index=values.index, name=column, dtype=object)
+        checks.refuse_texts(where, values)
+        if (longest := max(map(len, values))) > LONGEST:
+            fault = f"is too long (up to {longest:,} characters, {LONGEST:,} are enough); shorten it, or delete the row"
+            checks.refuse(where, values, lambda text: len(text) > LONGEST, fault)
+    return inputs if columns[0] in TALKS else list(rows[columns[0]])
+
+
+def _turns(where, rows, columns, answers):
+    """The conversations of (number, cells) pairs; the first fault is told with the numbers of all bad rows."""
+    turns, bad, fault = [], [], None
+    for number, cells in rows:
+        try:
+            turns.append(conversation(dict(zip(columns, cells, strict=True)), answers))
+        except CourseError as error:
+            bad, fault = [*bad, number], fault or error
+    if bad:
+        raise CourseError(f"{where}, row{'s' * (len(bad) > 1)} {some(bad)}, column {columns[0]!r}: {fault}")
+    return turns
