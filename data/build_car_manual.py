@@ -91,12 +91,12 @@ def world_statements(rows, seed=SEED):
     documents = []
     for _ in range(rows):
         kind = rng.random()
-        if kind < 0.5:  # all that the manual says about two parts
+        if kind < 0.35:  # all that the manual says about two parts
             chosen = [fact for part in rng.sample(PARTS, 2) for fact in rng.sample(pages[part], len(pages[part]))]
             lines = [state(fact) for fact in chosen]
-        elif kind < 0.7:
+        elif kind < 0.5:
             lines = [state(fact) for fact in rng.sample(every, 8)]
-        elif kind < 0.8:
+        elif kind < 0.6:
             lines = [rng.choice(WORDINGS["listed"]), *(wonder(fact) for fact in rng.sample(every, 8))]
         else:  # the same question, as different people put it
             lines = [

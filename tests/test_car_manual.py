@@ -116,14 +116,14 @@ def test_answers_are_the_facts_and_refusals_have_none(splits):
 
 def test_the_text_of_pre_training_states_every_fact_but_no_gap_and_no_held_out_wording(documents):
     text = "\n".join(documents)
+    sentences = set(re.findall(r"[^.?]+[.?]", text.replace("\n", " ")))
+    sentences = {sentence.strip() for sentence in sentences}
     for fact in build_car_manual.facts():
-        statements = build_car_manual.ATTRIBUTES[fact["attribute"]]["statements"]
-        values = build_car_manual.ATTRIBUTES[fact["attribute"]]["values"]
-        stated = {
-            v for v in values for s in statements if s.replace("<part>", fact["part"]).replace("<value>", v) in text
-        }
+        known = build_car_manual.ATTRIBUTES[fact["attribute"]]
+        about = [statement.replace("<part>", fact["part"]) for statement in known["statements"]]
+        stated = {value for value in known["values"] for s in about if s.replace("<value>", value) in sentences}
         assert stated == ({fact["value"]} if fact["value"] else set()), fact
-    assert "does not say" not in text
+    assert "manual does not say" not in text
     assert "Answer:" not in text
     for split in ("validation", "test"):
         assert not [w for w in wordings(split) if pattern(w).search(text)]

@@ -18,7 +18,8 @@ from test_notebooks import cells, code_of
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PrinterCallback, set_seed
 from trl import SFTConfig, SFTTrainer
 
-from utils import adapters, metrics, results, text_checks
+from utils import adapters, guard, metrics, results, text_checks
+from utils.checks import CourseError
 
 NAME = "04_opt_lora_sft"
 NOTEBOOK = ROOT / "notebooks" / f"{NAME}.ipynb"
@@ -148,6 +149,33 @@ def test_only_the_answer_and_its_end_are_in_the_loss_as_with_the_columns_of_trl(
     whole = Dataset.from_list([{"text": c["prompt"] + c["completion"]} for c in columns])
     whole = SFTTrainer(model, args, train_dataset=whole, processing_class=tokenizer).train_dataset
     assert whole[0]["labels"] != ours[0]["labels"], "the control: a plain text column counts the question as well"
+
+
+def test_the_output_wrapper_of_the_reference_stops_the_trainer_of_today(lesson_04, rows):
+    encoded = [{name: lesson_04["tokenize"](row)[name] for name in ("input_ids", "labels")} for row in rows[:32]]
+
+    class CastOutputToFloat(torch.nn.Sequential):
+        def forward(self, hidden):
+            return super().forward(hidden).float()
+
+    model = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32)
+    model.lm_head = CastOutputToFloat(model.lm_head)
+    args = SFTConfig(use_cpu=True, bf16=False, max_steps=1, report_to=[], save_strategy="no", disable_tqdm=True)
+    trainer = SFTTrainer(model, args, train_dataset=Dataset.from_list(encoded), processing_class=lesson_04["tokenizer"])
+    with pytest.raises(AttributeError, match="has no attribute 'weight'"):
+        trainer.train()
+
+
+def test_the_guard_sees_the_loss_that_trl_computes_by_itself(lesson_04, rows):
+    encoded = [{name: lesson_04["tokenize"](row)[name] for name in ("input_ids", "labels")} for row in rows[:32]]
+    model = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32)
+    args = SFTConfig(use_cpu=True, bf16=False, max_steps=2, report_to=[], save_strategy="no", disable_tqdm=True)
+    settings = dict(train_dataset=Dataset.from_list(encoded), processing_class=lesson_04["tokenizer"])
+    SFTTrainer(model, args, **settings, callbacks=[guard.StopOnNaN()]).train()  # the control: all is well
+    with torch.no_grad():
+        model.model.decoder.final_layer_norm.bias[0] = float("nan")
+    with pytest.raises(CourseError, match="step 1, learning rate"):
+        SFTTrainer(model, args, **settings, callbacks=[guard.StopOnNaN()]).train()
 
 
 def test_control_tokens_in_a_question_stay_text(lesson_04):
