@@ -1,6 +1,7 @@
 """Checks for lessons whose answer is text: summaries, conversations, and what tokenization leaves of them."""
 
 import contextlib
+import contextlib
 import json
 import reprlib
 
@@ -61,34 +62,33 @@ def conversation(row, answers=True):
     column = next((column for column in TALKS if column in row), None)
     if column is None and "prompt" not in row:
         raise CourseError(f"no column 'messages', 'conversations' or 'prompt' among {some(map(repr, row))}; add one.")
-    turns, system = row[column] if column else [row["prompt"], row.get("completion")], ""
-    with contextlib.suppress(ValueError, RecursionError):  # it then stays a string
+    turns, system = row[column] if column else [row["prompt"], row.get("completion")], "-"
+    with contextlib.suppress(ValueError, RecursionError):  # what is no JSON stays a string
         turns = json.loads(turns) if isinstance(turns, str) else turns
     if not isinstance(turns, list):
         raise CourseError(f"{reprlib.repr(turns)} is not a list of turns; {WRITE}.")
     if turns and all(isinstance(turn, dict) for turn in turns):
         if turns[0].get("role") == "system":
-            system, turns = turns[0].get("content") or "", turns[1:]
-        for number, role in enumerate(turn.get("role") for turn in turns):
-            if role not in ("user", "assistant"):
-                first = "only the first message may be of the system" if role == "system" else "it is none of the roles"
-                raise CourseError(f"role {role!r}: {first}; write 'user' for questions and 'assistant' for answers.")
-            if role != ("user", "assistant")[number % 2]:
-                fault = f"{role!r} speaks twice in a row" if number else "'assistant' speaks first"
-                raise CourseError(f"{fault} (message {number + 1}); let 'user' and 'assistant' take turns.")
+            system, turns = turns[0].get("content") or "-", turns[1:]
+        for number, turn in enumerate(turns):
+            if turn.get("role") != (due := ("user", "assistant")[number % 2]):
+                fault = (
+                    f"message {number + 1} is of {turn.get('role')!r} where {due!r} is due (one 'system' may be first)"
+                )
+                raise CourseError(f"{fault}; let 'user' and 'assistant' take turns.")
         turns = [turn.get("content") for turn in turns]
-    if not answers and turns and len(turns) % 2 == 0 and turns[-1] in (None, ""):
+    if not answers and len(turns) % 2 == 0 and turns[-1:] in ([None], [""]):
         turns = turns[:-1]
-    for number, turn in enumerate([system or "-", *turns]):
+    for number, turn in enumerate([system, *turns]):
         name = f"{('answer', 'question')[number % 2]} {(number + 1) // 2}" if number else "the system message"
-        if turn is None or (isinstance(turn, str) and not turn.strip()):
+        if turn is None or not str(turn).strip():
             raise CourseError(f"{name} is empty; write one, or delete the row.")
         if not isinstance(turn, str):
             raise CourseError(f"{name} is {reprlib.repr(turn)}, which is not text; {WRITE}.")
     if not turns or (answers and len(turns) % 2):
         fault = "the last question has no answer" if turns else "there is no question"
         raise CourseError(f"{fault}; write one, or delete the row.")
-    return [f"{system}\n\n{turns[0]}", *turns[1:]] if system.strip() else list(turns)
+    return list(turns) if system == "-" else [f"{system}\n\n{turns[0]}", *turns[1:]]
 
 
 def conversations(dataset, split, answers=True):
@@ -114,17 +114,14 @@ def plain(text, tokenizer):
     added = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
     ends = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}  # one may be the unknown token too
     control = (added | {*tokenizer.all_special_ids}) - ({tokenizer.unk_token_id} - ends)
-    options = {"add_special_tokens": False, "return_offsets_mapping": True, "verbose": False}
     while True:
-        found = tokenizer(text, **options)
-        spans = zip(found["input_ids"], found["offset_mapping"], strict=True)
-        starts = [
-            start + len(text[start:end]) - len(text[start:end].lstrip()) for n, (start, end) in spans if n in control
-        ]
-        if not starts:
+        found = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        spans = [span for n, span in zip(found["input_ids"], found["offset_mapping"], strict=True) if n in control]
+        if not spans:
             return text
-        for start in reversed(starts):
-            text = f"{text[: start + 1]} {text[start + 1 :]}"
+        for start, end in reversed(spans):
+            middle = end - len(text[start:end].lstrip()) + 1  # some tokens swallow the space before them
+            text = f"{text[:middle]} {text[middle:]}"
 
 
 def drop_cut(encoded, max_length, split="train", eos_token_id=None):
@@ -155,19 +152,22 @@ def _check_rows(where, rows, columns, answered, features):
     """Raises CourseError for the first kind of bad row of a DataFrame; returns the inputs, a list of strings."""
     import pandas as pd  # not above: importing this module stays cheap
 
-    columns = list(columns) if answered else list(columns[:1])
+    import pandas as pd
+
+    columns = columns if answered else columns[:1]
     checks.check_columns(where, rows, columns, features)
+    inputs = rows[columns[0]]
     for column in columns:
         values = rows[column]
         if column in TALKS:
             turns = _turns(where, ((row, (cell,)) for row, cell in values.items()), [column], answered)
-            inputs, joined = [talk[0] for talk in turns], ["\n".join(talk) for talk in turns]
-            values = pd.Series(joined, index=values.index, name=column, dtype=object)
+            values = pd.Series(["\n".join(talk) for talk in turns], values.index, name=column)
+            inputs = [talk[0] for talk in turns]
         checks.refuse_texts(where, values)
         if (longest := max(map(len, values))) > LONGEST:
-            fault = f"is too long (up to {longest:,} characters, {LONGEST:,} are enough); shorten it, or delete the row"
+            fault = f"is too long (up to {longest:,} characters; {LONGEST:,} may be); shorten it, or delete the row"
             checks.refuse(where, values, lambda text: len(text) > LONGEST, fault)
-    return inputs if columns[0] in TALKS else list(rows[columns[0]])
+    return inputs
 
 
 def _turns(where, rows, columns, answers):
