@@ -54,7 +54,7 @@ def pairs(seed=SEED):
     for number, fact in enumerate(facts(seed)):
         group, own, known = fact["group"], fact["split"], ATTRIBUTES[fact["attribute"]]
         if own == "train":
-            splits["train"] += ask(fact, rng.sample(known["train"], 3 if group == "asked" else 2), group)
+            splits["train"] += ask(fact, rng.sample(known["train"], 4 if group == "asked" else 1), group)
         if group == "asked":  # the same facts again, in other words
             splits["validation"] += ask(fact, rng.sample(known["validation"], number % 11 < 2), group)
             splits["test"] += ask(fact, rng.sample(known["test"], number % 11 >= 6), group)

@@ -18,6 +18,7 @@ from transformers import (
     T5Config,
     T5ForConditionalGeneration,
     Trainer,
+    TrainerCallback,
     TrainingArguments,
 )
 from trl import SFTConfig, SFTTrainer
@@ -48,10 +49,11 @@ def rows(label, plant=True):
     return Dataset.from_dict({"input_ids": ids, "attention_mask": [[1] * len(row) for row in ids], "labels": label})
 
 
-def trainer(kind, folder, plant=True):
+def trainer(kind, folder, plant=True, **more):
     torch.manual_seed(0)
     options = dict(per_device_train_batch_size=2, max_steps=6, report_to=[], disable_tqdm=True, use_cpu=True)
     options |= dict(learning_rate=1e-3, train_sampling_strategy="sequential", save_strategy="no")
+    options |= more
     if kind == "bert":
         model = BertForSequenceClassification(BertConfig(intermediate_size=64, **SIZES))
         made = Trainer(model, TrainingArguments(folder, **options), DataCollatorWithPadding(Tokenizer()))
@@ -107,21 +109,91 @@ def fast_tokenizer():
     return PreTrainedTokenizerFast(tokenizer_object=Fast(WordLevel(words, "a")), pad_token="<pad>", eos_token="</s>")
 
 
+class Keep(TrainerCallback):
+    """The trained weights as they are after the newest optimizer step."""
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        self.weights = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+
+
 @pytest.mark.parametrize("kind", ["bert", "t5", "opt"])
 def test_a_planted_nan_stops_the_run_at_its_step(kind, tmp_path):
-    made = trainer(kind, tmp_path)
+    made, kept = trainer(kind, tmp_path), Keep()
+    made.add_callback(kept)
     message = refusal(made.train)
-    assert "step 5, " in message
-    assert "rows 8, 9 of the training data" in message
-    assert "the loss is nan" in message
+    assert "step 5, learning rate 0.00033, rows 8, 9 of the training data: the loss is nan" in message
+    assert "lower learning_rate, or compute in bfloat16 or float32" in message
     assert made.state.global_step == 4
-    learnt = [p for p in made.model.parameters() if p.requires_grad]
-    assert all(p.isfinite().all() for p in learnt), "the weights took harm"
+    assert kept.weights
+    assert all(torch.equal(made.model.get_parameter(name), value) for name, value in kept.weights.items())
+    assert all(value.isfinite().all() for value in kept.weights.values())
+    assert not made.model._forward_hooks
 
 
 @pytest.mark.parametrize("kind", ["bert", "t5", "opt"])
-def test_without_it_the_run_ends_and_the_hook_is_gone(kind, tmp_path):
+def test_with_accumulation_the_micro_batch_is_named(kind, tmp_path):
+    made = trainer(kind, tmp_path, per_device_train_batch_size=1, gradient_accumulation_steps=3, max_steps=4)
+    assert "step 3 (micro-batch 3 of 3), learning rate 0.0005, rows 8 of the training data" in refusal(made.train)
+    assert made.state.global_step == 2
+
+
+@pytest.mark.parametrize("kind", ["bert", "t5", "opt"])
+def test_without_a_nan_the_run_ends_and_the_hook_is_gone(kind, tmp_path):
     made = trainer(kind, tmp_path, plant=False)
     made.train()
     assert made.state.global_step == 6
     assert not made.model._forward_hooks
+
+
+@pytest.mark.parametrize("kind", ["bert", "t5", "opt"])
+def test_without_the_guard_the_same_run_ends_as_if_all_was_well(kind, tmp_path):
+    """The Trainer sees the NaN and hides it: this is why the guard exists."""
+    made = trainer(kind, tmp_path, logging_steps=1)
+    made.remove_callback(StopOnNaN)
+    made.train()
+    losses = [entry["loss"] for entry in made.state.log_history if "loss" in entry]
+    assert made.state.global_step == len(losses) == 6
+    assert all(map(math.isfinite, losses))
+    assert not all(p.isfinite().all() for p in made.model.parameters() if p.requires_grad)
+
+
+def test_an_infinite_loss_is_none_either_and_ids_are_named(tmp_path):
+    made = trainer("bert", tmp_path, plant=False, remove_unused_columns=False)
+    ids = [f"row-{number:02}" for number in range(12)]
+    made.train_dataset = made.train_dataset.add_column("id", ids)
+    pad = made.data_collator
+    made.data_collator = lambda rows: pad([{k: v for k, v in row.items() if k != "id"} for row in rows])
+    forward = made.model.forward
+
+    def overflow(**batch):
+        found = forward(**batch)
+        found.loss = found.loss * (math.inf if made.state.global_step == 2 else 1)
+        return found
+
+    made.model.forward = overflow
+    assert "step 3, learning rate 0.00067, rows row-04, row-05 of the training data: the loss is inf" in refusal(
+        made.train
+    )
+
+
+def test_a_run_that_failed_elsewhere_leaves_no_second_hook(tmp_path):
+    made = trainer("bert", tmp_path, plant=False)
+
+    class Interrupt(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            raise KeyboardInterrupt
+
+    made.add_callback(Interrupt())
+    with pytest.raises(KeyboardInterrupt):
+        made.train()
+    made.remove_callback(Interrupt)
+    made.train()
+    assert not made.model._forward_hooks
+
+
+def test_data_without_input_ids_names_no_rows(tmp_path):
+    made = trainer("bert", tmp_path, remove_unused_columns=False)
+    made.train_dataset = made.train_dataset.rename_column("input_ids", "ids")
+    pad = made.data_collator
+    made.data_collator = lambda rows: pad([{"input_ids": row.pop("ids"), **row} for row in rows])
+    assert "step 5, learning rate 0.00033, rows unknown of the training data" in refusal(made.train)

@@ -10,6 +10,7 @@ import bitsandbytes
 import peft
 import pytest
 import transformers
+import trl
 from conftest import ROOT, notebooks
 
 SECTIONS = [
@@ -169,7 +170,7 @@ def test_every_profile_is_accepted_by_the_installed_signatures(path, profile, tm
     checked = 0
     for node in [node for node in nodes(path) if isinstance(node, ast.Call)]:
         library = next(
-            (lib for lib in (transformers, peft, bitsandbytes.nn) if callable(getattr(lib, called(node), 0))), None
+            (lib for lib in (transformers, peft, bitsandbytes.nn, trl) if callable(getattr(lib, called(node), 0))), None
         )
         if library is None:
             continue

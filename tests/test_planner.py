@@ -1,5 +1,6 @@
 """The planner against live tiny models on the CPU, against receipts from a GPU, and as a reader calls it."""
 
+import itertools
 import json
 import statistics
 import subprocess
@@ -17,6 +18,9 @@ from transformers import (
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     BitsAndBytesConfig,
+    GenerationConfig,
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
 )
 
 from utils import memory
@@ -163,6 +167,137 @@ def test_tensors_free_their_bytes_when_they_are_forgotten():
     assert tape.peaks["backward pass"][0] == 4096 + 2048 + 2048 + 4096
 
 
+# ---- generation
+
+NEW = 12  # tokens
+
+
+def writes(model, beams, new=NEW, rows=3, length=20):
+    """What generate() returns, for synthetic prompts of which one is padded, with exactly `new` tokens a row."""
+    ids = torch.randint(5, 500, (rows, length))
+    mask = torch.ones_like(ids)
+    mask[0, :4] = 0
+    config = GenerationConfig(
+        max_new_tokens=new,
+        min_new_tokens=new,
+        num_beams=beams,
+        do_sample=False,
+        pad_token_id=0,
+        eos_token_id=2,
+        decoder_start_token_id=0,
+        return_dict_in_generate=True,
+    )
+    return model.eval().generate(input_ids=ids, attention_mask=mask, generation_config=config)
+
+
+def cache_bytes(cache):
+    caches = [cache.self_attention_cache, cache.cross_attention_cache] if hasattr(cache, "is_updated") else [cache]
+    return memory.tensor_bytes(tensor for c in caches for layer in c.layers for tensor in (layer.keys, layer.values))
+
+
+def plan_to_write(planned, beams, new=NEW, rows=3, length=20, **more):
+    """`planned` again, with generation as writes() does it."""
+    generate = {"batch": rows, "length": length, "max_new_tokens": new, "num_beams": beams}
+    settings = {**planned.settings, "generate": generate, **more}
+    config = settings.pop("config")
+    method = "qlora" if settings["quantization"] else "lora" if settings["lora"] else "full"
+    if settings["quantization"]:
+        settings["quantization"] = {"bnb_4bit_use_double_quant": False}
+    return memory.plan(config, method, **settings)
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("method", ["full", "lora", "qlora"])
+@pytest.mark.parametrize("family", ["t5", "opt"])
+def test_the_keys_and_values_of_a_live_generation_are_planned(family, method, dtype, beams):
+    model, _, planned = live(family, method, dtype, "eager")
+    for new in (1, 2, NEW):
+        found = plan_to_write(planned, beams, new)
+        assert found.cache == cache_bytes(writes(model, beams, new).past_key_values) > 0
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+@pytest.mark.parametrize("window", [8, 64])
+@pytest.mark.parametrize("family", ["gemma2", "mistral", "qwen2", "llama"])
+def test_grouped_heads_and_sliding_windows_are_planned(family, window, beams):
+    more = {"use_sliding_window": True, "max_window_layers": 1} if family == "qwen2" else {}
+    config = AutoConfig.for_model(family, **GATED, sliding_window=window, **more)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    for new in (1, NEW):
+        generate = {"batch": 3, "length": 20, "max_new_tokens": new, "num_beams": beams}
+        planned = memory.plan(config, attention="eager", generate=generate)
+        assert planned.cache == cache_bytes(writes(model, beams, new).past_key_values)
+
+
+WIDE = {  # as wide between the layers as T5-3b and OPT-1.3b, in proportion
+    "t5": {"d_model": 128, "d_kv": 64, "d_ff": 2048, "vocab_size": 2000},
+    "opt": {"hidden_size": 128, "word_embed_proj_dim": 128, "ffn_dim": 512, "vocab_size": 2000},
+}
+
+
+@pytest.mark.parametrize(("new", "length"), [(2, 96), (64, 16)], ids=["long prompt", "long answer"])
+@pytest.mark.parametrize("beams", [1, 4])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", ["t5", "opt"])
+def test_the_fullest_instant_of_a_live_generation_is_planned(family, dtype, attention, beams, new, length):
+    kind, settings = MODELS[family]
+    config = AutoConfig.for_model(family, **settings | WIDE[family])
+    model = kind.from_config(config, dtype=dtype, attn_implementation=attention)
+    writes(model, beams, 1)  # what is made once
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        writes(model, beams, new, 8, length)
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    alive = list(itertools.accumulate(e.nbytes() for e in sorted(events, key=lambda event: event.start_ns())))
+    generate = {"batch": 8, "length": length, "max_new_tokens": new, "num_beams": beams}
+    planned = memory.plan(config, dtype=dtype, attention=attention, optimizer="sgd", generate=generate)
+    weights = sum(-(-weight.nbytes // 512) * 512 for weight in planned.net.weights.values())
+    need = planned.peaks["generation"] - weights - planned["CUDA libraries"]
+    assert need == pytest.approx(max(alive), rel=0.1)  # 0.07 at most, at writing
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_autocast_reaches_what_the_planner_says_it_reaches(method, tmp_path):
+    """Seq2SeqTrainer generates under autocast, but for the encoder, and for all of a model that PEFT has wrapped."""
+    model, _, planned = live("t5", method, torch.float32, "eager")
+    args = Seq2SeqTrainingArguments(
+        tmp_path, predict_with_generate=True, bf16=True, use_cpu=True, report_to=[], disable_tqdm=True
+    )
+    ids = torch.randint(5, 500, (3, 20)).tolist()
+    rows = [{"input_ids": row, "attention_mask": [1] * 20, "labels": row[:NEW]} for row in ids]
+    trainer, seen = Seq2SeqTrainer(model, args, eval_dataset=rows), []
+    plain = model.get_base_model() if method == "lora" else model
+    plain.encoder.register_forward_hook(lambda *given: seen.append(given[-1].last_hidden_state.dtype))
+    plain.decoder.register_forward_hook(
+        lambda m, given, words, out: seen.append(cache_bytes(words["past_key_values"])), with_kwargs=True
+    )
+    plain.generation_config.min_new_tokens = NEW
+    trainer.evaluate(max_length=NEW + 1, num_beams=1)
+    found = plan_to_write(planned, 1, autocast="bfloat16")
+    assert seen[0] == torch.float32
+    assert seen[NEW] == found.cache
+    assert found.cache == plan_to_write(planned, 1).cache / (2 if method == "full" else 1)
+
+
+def test_generation_is_one_of_the_moments():
+    settings = {"batch": 4, "length": 512, "target_length": 128, "checkpointing": True}
+    without = memory.plan("t5-3b", "qlora", **settings)
+    assert "generation" not in without.peaks
+    one = memory.plan("t5-3b", "qlora", **settings, eval_batch=16, generate={})
+    assert one.settings["generate"] == {"max_new_tokens": 128, "batch": 16, "length": 512, "num_beams": 1}
+    assert one.peaks["backward pass"] == without.peaks["backward pass"]
+    assert one.cache == 2 * 24 * 16 * (512 + 128) * 4096 * 2
+    many = memory.plan("t5-3b", "qlora", **settings, generate={"batch": 64, "num_beams": 8})
+    assert many.cache == 2 * 24 * 64 * 8 * (512 + 128) * 4096 * 2
+    assert many["total"] == many.peaks["generation"] > without["total"]
+    assert sum(size for part, size in many.items() if part != "total") == many["total"]
+    assert many.cards()["A100 80 GB"]["largest batch"] < one.cards()["A100 80 GB"]["largest batch"]
+    assert "generation" in str(many)
+    again = memory.simulate(one.net, **one.settings)
+    assert (again.total, again.cache) == (one["total"], one.cache), "a plan leaves nothing behind"
+
+
 def replan(receipt):
     return memory.plan(receipt["model_id"], receipt["method"], hopper=True, **receipt["settings"])
 
@@ -296,6 +431,10 @@ def test_an_unknown_architecture_gives_what_is_known():
         (lambda: memory.plan("t5-3b", bach=3), ["'bach'", "correct it"]),
         (lambda: memory.plan("t5-3b", dtype="fp8"), ["'fp8'", "'bfloat16'"]),
         (lambda: memory.plan("t5-3b", quantization={"load_in_8bit": True}), ["4-bit quantization only"]),
+        (lambda: memory.plan("t5-3b", generate={"beams": 4}), ["no setting 'beams'", "'num_beams'", "correct it"]),
+        (lambda: memory.plan("t5-3b", generate={"num_beams": 0}), ["num_beams is 0", "a whole number from 1"]),
+        (lambda: memory.plan("bert-base-uncased", generate={}), ["a classifier writes no text", "leave out"]),
+        (lambda: memory.plan("opt-1.3b", num_labels=3, generate={}), ["a classifier writes no text"]),
     ],
 )
 def test_a_wrong_call_gets_a_sentence(call, parts, monkeypatch):

@@ -17,6 +17,8 @@ class Net:
     def __init__(self, config, setup):
         self.config, self.setup, self.weights, self.tape, self.training = config, setup, {}, None, True
         self.half = 2 if setup["autocast"] else None
+        self.cache = self.states = None  # while generating: keys and values by layer; what the encoder found
+        self.past, self.held, self.writing = 0, None, False  # positions in the cache; see attention()
 
     # ---- parameters ----
 
@@ -171,7 +173,7 @@ class Net:
 
         eager keeps the scores of all pairs of positions; sdpa and flex_attention keep q, k, v, the result and a sum.
         """
-        scores = batch * heads * length * keys
+        scores, self.held = batch * heads * length * keys, None
         if self.setup["attention"] == "eager":
             w = self.same(self.matmul(q, k, scores))  # q k / sqrt(d)
             if softcap:
@@ -181,6 +183,7 @@ class Net:
             w = self.cast(self.softmax(self.cast(w, 4)), q.size) if wide else self.softmax(w)
             w = self.dropout(w, dropout if self.training else 0)
             result = self.matmul(w, v, q.count)
+            self.held = w if self.writing else None  # without autograd, the layer's own frame keeps them to its end
             del w
             return self.same(result)  # transpose, contiguous
         q, k, v = (self.cast(t, 2) if self.half and t.size == 4 else t for t in (q, k, v))
@@ -198,6 +201,19 @@ class Net:
     def cross_entropy(self, logits):
         x = self.cast(logits, 4) if self.half else logits
         return self.tape.op([self.tape.op([x], x.count, x.size, saves_result=True)], 1, 4)
+
+    def remember(self, name, k, v, each=None, window=None):
+        """Keys and values of the positions so far, joined as DynamicCache does it; of a sliding window, the last ones.
+
+        each: elements of one position, or None if there will be no more positions, as on the encoder's side.
+        """
+        if self.cache is None:
+            return k, v
+        kept = self.cache.setdefault(name, [None, None, each, window])
+        for i, new in enumerate((k, v)):
+            old = kept[i].count if kept[i] else 0
+            kept[i] = Tensor(self.tape, min(old, each * (window - 1) if window else old) + new.count, new.size)
+        return kept[:2]  # the old ones lived until these were full
 
     def mask(self, batch, length, keys, causal):
         """The mask as transformers makes it: booleans for sdpa, numbers for eager, none if nothing is hidden."""
@@ -258,11 +274,15 @@ def t5(net, batch, length, target):
     kind = c.get("feed_forward_proj", "relu").removeprefix("gated-")
 
     def attend(x, states, name, queries, keys, bias, mask):
-        given = x
+        given, cross = x, states is not None
         x = net.rms_norm(x, name.rsplit(".", 1)[0] + ".layer_norm", d, wide=False)
         states = x if states is None else states
         q = net.linear(x, name + ".q", d, inner, bias=False)
-        k, v = (net.linear(states, f"{name}.{part}", d, inner, bias=False) for part in "kv")
+        if cross and name in (net.cache or ()):
+            k, v = net.cache[name][:2]
+        else:
+            k, v = (net.linear(states, f"{name}.{part}", d, inner, bias=False) for part in "kv")
+            k, v = net.remember(name, k, v, None if cross else batch * inner)
         a = net.attention(q, k, v, batch, heads, queries, keys, p, bias=bias, mask=mask)
         del q, k, v, x, states
         a = net.linear(a, name + ".o", inner, d, bias=False)
@@ -285,12 +305,13 @@ def t5(net, batch, length, target):
     def stack(name, layers, queries, states=None):
         x = net.dropout(net.embedding("shared", c["vocab_size"], d, batch * queries), p)
         net.stream = x.size
-        mask = net.mask(batch, queries, queries, causal=states is not None)
+        keys = net.past + queries
+        mask = net.mask(batch, queries, keys, causal=states is not None)
         buckets = net.weight(
             f"{name}.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
             c.get("relative_attention_num_buckets", 32) * heads,
         )
-        bias = net.tape.op([], heads * queries * queries, buckets.size, weights=[buckets], work=24 * queries * queries)
+        bias = net.tape.op([], heads * queries * keys, buckets.size, weights=[buckets], work=24 * queries * keys)
         cache, cross_bias, cross_mask = [], None, None
         if states is not None:
             cross_mask = net.mask(batch, queries, length, causal=False)
@@ -299,19 +320,21 @@ def t5(net, batch, length, target):
 
         def block(x, states, i):
             n = f"{name}.block.{i}.layer."
-            x = attend(x, None, n + "0.SelfAttention", queries, queries, bias, mask)
+            x = attend(x, None, n + "0.SelfAttention", queries, keys, bias, mask)
             if states is not None:
                 x = attend(x, states, n + "1.EncDecAttention", queries, length, cross_bias, cross_mask)
             return feed(x, n + ("1" if states is None else "2"))
 
         for i in range(layers):
             given = (x,) if states is None else (x, states)
-            if states is not None and not net.training:  # evaluation keeps keys and values, as generation would
+            if states is not None and not net.training and net.cache is None:  # an evaluation pass keeps them, too
                 cache.append(Tensor(net.tape, 2 * batch * (queries + length) * inner, net.half or net.stream))
             x = net.tape.checkpoint(lambda x, states=None, i=i: block(x, states, i), *given)
         return net.dropout(net.rms_norm(x, f"{name}.final_layer_norm", d, wide=False), p)
 
-    states = stack("encoder", c["num_layers"], length)
+    states = net.states or stack("encoder", c["num_layers"], length)
+    if not target:
+        return states
     x = stack("decoder", c.get("num_decoder_layers") or c["num_layers"], target, states)
     net.tape.kind = "logits and loss"
     if c.get("tie_word_embeddings", True):
@@ -324,7 +347,7 @@ def t5(net, batch, length, target):
         logits = net.plain(x, "lm_head", d, c["vocab_size"], bias=False, kept=shared)
     else:
         logits = net.linear(x, "lm_head", d, c["vocab_size"], bias=False)
-    return net.loss(logits)
+    return net.loss(logits) if net.cache is None else logits
 
 
 def opt(net, batch, length, target):
@@ -339,7 +362,8 @@ def opt(net, batch, length, target):
     x = net.add(x, positions)
     del positions
     net.stream = x.size
-    mask = net.mask(batch, length, length, causal=True)
+    keys = net.past + length
+    mask = net.mask(batch, length, keys, causal=True)
     before, affine = c.get("do_layer_norm_before", True), c.get("enable_bias", True)
 
     def layer(x, i):
@@ -347,8 +371,9 @@ def opt(net, batch, length, target):
         x = net.layer_norm(x, m + "self_attn_layer_norm", d) if before else x
         q = net.same(net.linear(x, m + "self_attn.q_proj", d, d, affine))  # times head size ** -0.5
         k, v = (net.linear(x, f"{m}self_attn.{name}_proj", d, d, affine) for name in "kv")
+        k, v = net.remember(i, k, v, batch * d)
         x = net.attention(
-            q, k, v, batch, c["num_attention_heads"], length, length, c["attention_dropout"], mask=mask, wide=True
+            q, k, v, batch, c["num_attention_heads"], length, keys, c["attention_dropout"], mask=mask, wide=True
         )
         del q, k, v
         x = net.add(residual, net.dropout(net.linear(x, m + "self_attn.out_proj", d, d, affine), p))
@@ -377,10 +402,13 @@ def gated(net, batch, length, target):
     x = net.embedding("model.embed_tokens", c["vocab_size"], d, tokens)
     x = net.same(x) if gemma else x  # times sqrt(d)
     net.stream = x.size
-    mask = net.mask(batch, length, length, causal=True)
+    mask = net.mask(batch, length, net.past + length, causal=True)
     cos, sin = (Tensor(net.tape, length * size, x.size) for _ in range(2))
     act = c.get("hidden_activation") or c.get("hidden_act", "silu")
     bias = c.get("attention_bias", kind == "qwen2")
+
+    window = c.get("sliding_window") if c.get("use_sliding_window", True) else None
+    kinds = c.get("layer_types") or ["sliding_attention", "full_attention"][: 1 + gemma]
 
     def rotate(t):
         a = net.multiply(t, cos)
@@ -394,11 +422,13 @@ def gated(net, batch, length, target):
         q = net.linear(x, a + "q_proj", d, heads * size, bias)
         k, v = (net.linear(x, f"{a}{name}_proj", d, groups * size, bias) for name in "kv")
         q, k = rotate(q), rotate(k)
+        k, v = net.remember(i, k, v, batch * groups * size, window if "sliding" in kinds[i % len(kinds)] else None)
+        keys = k.count // (batch * groups * size)
         wide = net.setup["attention"] == "eager" or (net.setup["attention"] == "sdpa" and mask)
         if groups != heads and wide:  # repeat_kv
             k, v = (net.tape.op([t], t.count * heads // groups, t.size) for t in (k, v))
         cap = c.get("attn_logit_softcapping")
-        x = net.attention(q, k, v, batch, heads, length, length, mask=mask, softcap=cap, wide=True)
+        x = net.attention(q, k, v, batch, heads, length, keys, mask=mask, softcap=cap, wide=True)
         del q, k, v
         x = net.linear(x, a + "o_proj", heads * size, d, c.get("attention_bias", False))
         x = net.rms_norm(x, n + "post_attention_layernorm", d, wide=True) if gemma else x
@@ -424,12 +454,15 @@ def _decoder_head(net, x, embedding, width, tokens, batch):
     if net.setup["num_labels"]:
         scores = net.linear(x, "score", width, net.setup["num_labels"], bias=False)
         return net.loss(net.tape.op([scores], batch * net.setup["num_labels"], scores.size))
+    if net.cache is not None:  # generation asks for the last position only, a view: it keeps the whole alive
+        whole, x = x.buffer, net.tape.op([x], batch * width, x.size)
+        x.buffer = whole
     kept = net.weights[embedding] if c.get("tie_word_embeddings", c["model_type"] in ("opt", "gemma2")) else None
     logits = net.plain(x, "lm_head", width, c["vocab_size"], bias=False, kept=kept)
     del x
     if c.get("final_logit_softcapping"):
         logits = net.same(net.activation(net.same(logits), "tanh"))
-    return net.loss(logits, shifted=True)
+    return net.loss(logits, shifted=True) if net.cache is None else logits
 
 
 FAMILIES = {"bert": bert, "t5": t5, "opt": opt, "gemma2": gated, "llama": gated, "mistral": gated, "qwen2": gated}

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 from utils.architectures import FAMILIES, HEADS, Net
 from utils.checks import CourseError, closest
-from utils.tape import Buffer, Tape, Weight
+from utils.tape import Buffer, Tape, Tensor, Weight
 
 GIB = 2**30
 ROOT = Path(__file__).resolve().parents[1]
@@ -35,10 +35,11 @@ class Plan(dict):
     """Bytes by component at the fullest instant of a run, and "total", their sum: the peak that torch will report.
 
     `peaks` holds the total of every moment, `note` what is not certain, `paged` the optimizer bytes that can move to
-    the computer's own memory. print() adds what each card of CARDS makes of it.
+    the computer's own memory, `cache` the bytes of keys and values when generation ends. print() adds what each card
+    of CARDS makes of it.
     """
 
-    title, note, peaks, settings, paged, net = "", "", {}, None, 0, None
+    title, note, peaks, settings, paged, cache, net = "", "", {}, None, 0, 0, None
 
     def __str__(self):
         lines = [f"{part:20} {size / GIB:8.2f} GiB" for part, size in self.items()]
@@ -71,6 +72,9 @@ class Plan(dict):
             if batch not in self.tried:
                 settings = {**self.settings, "batch": batch, "eval_batch": batch}
                 settings["evaluate"] = self.peaks["evaluation pass"] > 0.7 * self["total"]  # else it never decides
+                if settings["generate"]:
+                    often = self.peaks["generation"] > 0.7 * self["total"]
+                    settings["generate"] = {**settings["generate"], "batch": batch} if often else None
                 self.tried[batch] = _on_card(simulate(self.net, **settings).total)
             return self.tried[batch] / GIB
 
@@ -98,13 +102,17 @@ def plan(model, method="full", *, batch=8, length=512, **settings):
     optimizer: a name of TrainingArguments.optim. prepare: whether prepare_model_for_kbit_training is called.
     keep_in_fp32: modules that transformers does not quantize, and keeps in float32 unless dtype is bfloat16.
     eval_batch: rows of an evaluation batch. padded: whether rows differ in length. hopper: whether the card is one.
+    generate: a dict if the evaluation generates, as with predict_with_generate: max_new_tokens (target_length), batch
+    (eval_batch), length (tokens of the prompt, or of the encoder's side; length), num_beams (1).
     """
     config, name = _config(model)
     family = config["model_type"]
     known = {"target_length", "num_labels", "lora", "quantization", "dtype", "autocast", "attention", "checkpointing"}
-    known |= {"accumulation", "optimizer", "prepare", "eval_batch", "padded", "hopper", "keep_in_fp32"}
-    for key in set(settings) - known:
-        raise CourseError(f"memory.plan has no setting {key!r} (closest: {closest(key, known)!r}); correct it.")
+    known |= {"accumulation", "optimizer", "prepare", "eval_batch", "padded", "hopper", "keep_in_fp32", "generate"}
+    written = {"max_new_tokens", "batch", "length", "num_beams"}
+    for given, names in ((settings, known), (settings.get("generate") or {}, written)):
+        for key in set(given) - names:
+            raise CourseError(f"memory.plan has no setting {key!r} (closest: {closest(key, names)!r}); correct it.")
     if method not in ("full", "lora", "qlora"):
         raise CourseError(f"method {method!r} is not known; write 'full', 'lora' or 'qlora'.")
     lora = settings.pop("lora", None) or ({"target_modules": "all-linear", "r": 16} if method != "full" else None)
@@ -114,6 +122,7 @@ def plan(model, method="full", *, batch=8, length=512, **settings):
     defaults |= {"attention": "eager" if family == "gemma2" else "sdpa", "checkpointing": False, "accumulation": 1}
     defaults |= {"optimizer": "adamw_torch_fused", "prepare": False, "padded": True, "hopper": _on_hopper()}
     defaults |= {"target_length": max(1, length // 8), "eval_batch": None, "num_labels": config.get("num_labels")}
+    defaults |= {"generate": None}
     defaults["keep_in_fp32"] = ["wo"] if family == "t5" else []
     s = defaults | settings | {"batch": batch, "length": length, "config": config}
     for key in ("dtype", "autocast"):
@@ -126,11 +135,20 @@ def plan(model, method="full", *, batch=8, length=512, **settings):
         config["num_labels"] = s["num_labels"] or 2
     if family not in FAMILIES:
         return _weights_only(s, name)
+    if s["generate"] is not None:
+        if family == "bert" or s["num_labels"]:
+            raise CourseError(f"{name}: a classifier writes no text; leave out generate.")
+        own = {"max_new_tokens": s["target_length"], "batch": s["eval_batch"] or batch, "length": length}
+        s["generate"] = own | {"num_beams": 1} | s["generate"]
+        for key, value in s["generate"].items():
+            if not isinstance(value, int) or value < 1:
+                raise CourseError(f"generate: {key} is {value!r}; write a whole number from 1.")
     net = _net(s)
     done = simulate(net, **s)
     found = Plan({part: done.parts.get(part, 0) for part in PARTS} | {"total": done.total})
     found.title = f"{name}, batch {batch}, length {length}: planned memory at the fullest instant"
     found.peaks, found.settings, found.paged, found.tried, found.net = done.moments, s, done.paged, {}, net
+    found.cache = done.cache
     if done.paged:
         found.note = (
             f"{done.paged / GIB:.2f} GiB of optimizer states are paged: they can move to the computer's memory."
@@ -235,7 +253,7 @@ def simulate(net, evaluate=True, **s):
     """One optimizer step and one evaluation batch of `net` on utils.tape, for settings as `plan` completes them.
 
     Returns total and parts at the fullest instant, moments {moment: its total}, saved (bytes kept for the backward
-    pass) and paged (optimizer bytes that can leave the card).
+    pass), paged (optimizer bytes that can leave the card) and cache (bytes of keys and values at generation's end).
     """
     forward, net.training = FAMILIES[s["config"]["model_type"]], True
     tape = net.tape = Tape()
@@ -264,9 +282,51 @@ def simulate(net, evaluate=True, **s):
     if evaluate:
         forward(net, s["eval_batch"] or s["batch"], s["length"], s["target_length"])
         tape.cache.clear()
+    cache = _generate(net, forward, s, **s["generate"]) if s["generate"] else 0
     total, parts = max(tape.peaks.values(), key=lambda peak: peak[0])
     moments = {moment: peak[0] for moment, peak in tape.peaks.items()}
-    return SimpleNamespace(total=total, parts=parts, moments=moments, saved=saved, paged=paged)
+    return SimpleNamespace(total=total, parts=parts, moments=moments, saved=saved, paged=paged, cache=cache)
+
+
+def _generate(net, forward, s, batch, length, max_new_tokens, num_beams):
+    """Generation as transformers does it (generation/utils.py): the prompt and its first new token, then the last one.
+
+    accelerate wraps the forward pass of the model itself into autocast: the encoder runs without it, and so does all
+    of a model that PEFT has wrapped. Returns the bytes of keys and values when the last token is there.
+    """
+    tape, half, rows, kind = net.tape, net.half, batch * num_beams, s["config"]["model_type"]
+    tape.moment, net.half, net.writing, past = "generation", None, True, length
+    if kind == "t5":
+        past, states = 1, forward(net, batch, length, 0)  # past: the decoder's start token
+        net.states = Tensor(tape, states.count * num_beams, states.size) if num_beams > 1 else states
+        del states
+    net.half, net.cache, held = None if s["lora"] else half, {}, []
+    held.append(Buffer(tape, rows * (past + max_new_tokens) * (8 if num_beams == 1 else 100), "logits and loss"))  # ids
+    for done in range(0, max_new_tokens, max(1, max_new_tokens - 1)):  # tokens that are there: none, all but one
+        if done:
+            net.past = past + done - 1
+            for kept in net.cache.values():
+                *_, each, window = kept
+                for i in range(2) if each else ():
+                    size, kept[i] = kept[i].size, None
+                    kept[i] = Tensor(tape, each * min(net.past, window or net.past), size)
+        tape.kind = "activations"
+        logits = forward(net, rows, length if kind == "t5" or not done else 1, 1)
+        tape.cache.clear()
+        logits = net.cast(logits, 4) if net.half else logits  # accelerate
+        scores = [Tensor(tape, logits.count, 4)]  # those of the step before live until all of these are there
+        tape.spike(scores[0].count * 4)  # a logits processor works on a copy
+        if num_beams > 1:
+            scores.append(Tensor(tape, scores[0].count, 4))  # log_softmax
+            tape.spike(scores[0].count * 4)  # plus the score of the beam so far
+        held[1:], logits = scores, None
+        for kept in net.cache.values() if num_beams > 1 else ():  # keys and values follow their beams
+            for i, most in enumerate([kept[2] * (kept[3] - 1) if kept[3] else kept[0].count] * 2):
+                kept[i] = Tensor(tape, min(kept[i].count, most), kept[i].size)
+    cache = sum(tensor.count * tensor.size for kept in net.cache.values() for tensor in kept[:2])
+    net.cache = net.states = net.held = None
+    net.past, net.half, net.writing = 0, half, False
+    return cache
 
 
 def _weights_only(s, name):
