@@ -266,17 +266,16 @@ def test_autocast_reaches_what_the_planner_says_it_reaches(method, tmp_path):
     )
     ids = torch.randint(5, 500, (3, 20)).tolist()
     rows = [{"input_ids": row, "attention_mask": [1] * 20, "labels": row[:NEW]} for row in ids]
-    trainer, seen = Seq2SeqTrainer(model, args, eval_dataset=rows), []
+    trainer, seen = Seq2SeqTrainer(model, args), []
     plain = model.get_base_model() if method == "lora" else model
-    plain.encoder.register_forward_hook(lambda *given: seen.append(given[-1].last_hidden_state.dtype))
-    plain.decoder.register_forward_hook(
-        lambda m, given, words, out: seen.append(cache_bytes(words["past_key_values"])), with_kwargs=True
-    )
+    plain.encoder.block[0].layer[0].SelfAttention.q.register_forward_hook(lambda *given: seen.append(given[-1].dtype))
+    plain.decoder.register_forward_hook(lambda *given: seen.append(cache_bytes(given[-1].past_key_values)))
     plain.generation_config.min_new_tokens = NEW
-    trainer.evaluate(max_length=NEW + 1, num_beams=1)
+    trainer.predict(rows, max_length=NEW + 1, num_beams=1)
     found = plan_to_write(planned, 1, autocast="bfloat16")
     assert seen[0] == torch.float32
     assert seen[NEW] == found.cache
+    assert seen[-2] == torch.bfloat16, "the pass for the loss is under autocast throughout"
     assert found.cache == plan_to_write(planned, 1).cache / (2 if method == "full" else 1)
 
 
