@@ -133,6 +133,7 @@ def world_bills(rows, seed=SEED):
 
 def write(folder):
     """Writes {train,validation,test}.jsonl to `folder`; returns {split: rows}."""
+    folder.mkdir(parents=True, exist_ok=True)
     splits = toy_bills()
     for split, rows in splits.items():
         kept = [{key: row[key] for key in ("text", "summary", "title", "facts")} for row in rows]
