@@ -40,7 +40,7 @@ def sft(run_notebook):
 def lesson_04():
     """The lesson's own TEMPLATE, prompt_of, tokenize and answer_all, run from its cells, with the tiny tokenizer."""
     space = {"tokenizer": AutoTokenizer.from_pretrained(TINY), "run": type("run", (), {"max_length": 64})}
-    space["run"].max_new_tokens, space["run"].eval_batch = 16, 64
+    space["run"].max_new_tokens, space["run"].eval_batch, space["room"] = 16, 64, 256
     for cell in cells(NOTEBOOK):
         if any(word in code_of(cell) for word in ("def prompt_of", "def tokenize")):
             exec(code_of(cell).split("\n\n\nencoded = ")[0], space)  # the notebook's own, committed code
@@ -274,7 +274,7 @@ def test_own_chat_messages_with_control_tokens_and_a_cut_answer_train(run_notebo
                 answer = "on the table. " * (40 if (thing, number) == ("tent", 0) else 1)
                 talk = [("system", "Be brief.")] * number + [("user", question), ("assistant", answer)]
                 writer.writerow([json.dumps([{"role": role, "content": text} for role, text in talk])])
-    overrides = {"dataset_id": str(path), "columns": ["messages"], "max_steps": 20, "compare_steps": 1}
+    overrides = {"dataset_id": str(path), "columns": ["messages"], "max_steps": 80, "compare_steps": 1}
     done = run_notebook(NOTEBOOK, "--overrides", json.dumps(overrides | {"logging_steps": 10}))
     assert done.code == 0, done.text
     assert done.results["after"] >= 0.8 > done.results["before"]
