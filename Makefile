@@ -8,11 +8,11 @@ VENV := .venv
 READY := $(VENV)/.ready
 RUN := $(VENV)/bin/python -m
 # The recipes read these from the environment, so that a value may hold spaces and quotes.
-export NB PROFILE OVERRIDES OUT SEED
+export NB PROFILE OVERRIDES OUT SEED GPU_MEMORY
 LESSONS := --profile="$$PROFILE" $(if $(NB),--nb="$$NB")
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lab render assets lock clean
+.PHONY: help run test lab render rehearse assets lock clean
 
 help:
 	@echo 'Usage: make TARGET [NAME=value ...]'
@@ -32,6 +32,10 @@ lab: $(READY) ## open JupyterLab on notebooks/
 
 render: $(READY) ## run the lessons and put stamped copies with outputs into notebooks/rendered/
 	@$(VENV)/bin/python notebooks/rendered/build_rendered.py $(LESSONS)
+
+rehearse: $(READY) ## before a download: a lesson on your GPU, random weights of full size; NB=03 PROFILE=full GPU_MEMORY=15
+	@$(VENV)/bin/python benchmarks/rehearse.py --nb="$$NB" $(if $(filter-out tiny,$(PROFILE)),--profile="$$PROFILE") \
+	$(if $(GPU_MEMORY),--gpu-memory="$$GPU_MEMORY") $(if $(OVERRIDES),--overrides="$$OVERRIDES") $(if $(OUT),--keep="$$OUT")
 
 assets: $(READY) ## rebuild the data and the tiny models from their seeds
 	$(VENV)/bin/python data/build_datasets.py

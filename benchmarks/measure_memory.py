@@ -7,6 +7,7 @@ random values is written to a temporary folder and loaded as usual. The quality 
 """
 
 import argparse
+import copy
 import gc
 import json
 import logging
@@ -131,6 +132,42 @@ HELD_OUT = {  # first measured after the planner was finished
     "gemma-2-9b qlora, language model, short": (GEMMA, "qlora", {"batch": 4, "length": 256, "lora": {"r": 8}, **BF}),
 }
 SETUPS |= HELD_OUT
+LAYER = re.compile(r"((?:\w+\.)*?(?:block|layers?)\.)(\d+)\.(.+)")  # the first number in a name: T5 has two
+
+
+def random_checkpoint(kind, config, folder, device="cuda"):
+    """Writes what `save_pretrained` would of a model with random weights in bfloat16, one file a layer.
+
+    Made are two layers, on the device; the others are copies of the second. So it takes seconds and little memory.
+    """
+    import torch
+    from safetensors.torch import save_file
+
+    two = copy.deepcopy(config)
+    for name in {"num_hidden_layers", "num_layers", "num_decoder_layers"} & {*config.to_dict()}:
+        setattr(two, name, min(2, getattr(config, name)))
+    if getattr(config, "layer_types", None):
+        two.layer_types = config.layer_types[:2]
+    with torch.device(device):
+        model = kind.from_config(two, dtype=torch.bfloat16)
+    files = {0: {}}
+    for name, parameter in model.named_parameters():  # a tied one has one name here, as in save_pretrained
+        stack, number, rest = LAYER.fullmatch(name).groups() if LAYER.fullmatch(name) else ("", "0", "")
+        count = config.num_decoder_layers if stack.startswith("decoder.") else config.num_hidden_layers
+        for layer in range(1, count) if number == "1" else [0]:
+            files.setdefault(layer, {})[f"{stack}{layer}.{rest}" if rest else name] = parameter.detach()
+    folder.mkdir(parents=True, exist_ok=True)
+    index = {"metadata": {}, "weight_map": {}}
+    for number, tensors in files.items():
+        file = f"model-{number + 1:05}-of-{len(files):05}.safetensors"
+        save_file(tensors, folder / file, metadata={"format": "pt"})
+        index["weight_map"] |= dict.fromkeys(tensors, file)
+    index["metadata"]["total_size"] = sum(t.numel() * 2 for tensors in files.values() for t in tensors.values())
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+    config.architectures, config.dtype = [type(model).__name__], torch.bfloat16
+    config.save_pretrained(folder)
+    if model.can_generate():
+        model.generation_config.save_pretrained(folder)
 
 
 def load(model_id, method, s, folder):
@@ -150,8 +187,7 @@ def load(model_id, method, s, folder):
     if not checkpoint.exists():
         for other in [other for other in folder.iterdir() if other.is_dir()]:
             shutil.rmtree(other)  # one at a time: together they would need more than 64 GB of disk
-        with torch.device("cuda"):
-            kind.from_config(config, dtype=torch.bfloat16).save_pretrained(checkpoint)
+        random_checkpoint(kind, config, checkpoint)
         gc.collect()
         torch.cuda.empty_cache()
     if "keep_in_fp32" in s:

@@ -1,0 +1,636 @@
+"""Rehearse a lesson on your own GPU before a large download: random weights of the real shape, synthetic rows.
+
+make rehearse NB=03 [PROFILE=full] [GPU_MEMORY=15] [OVERRIDES='{...}'] [OUT=folder]
+python benchmarks/rehearse.py --nb 03 --profile full
+
+The notebook runs unmodified, for a few steps, in a temporary folder with a hub cache of its own. What it measures is
+memory and time; the quality of random weights means nothing. Everything is removed at the end, also if interrupted.
+"""
+
+import argparse
+import ast
+import contextlib
+import json
+import math
+import os
+import random
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import psutil
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+from utils import memory, runner  # noqa: E402  (nothing is installed where there is no .venv)
+from utils.checks import CourseError  # noqa: E402
+
+MODELS = ROOT / "data" / "models"
+REVISION = "0" * 40  # the name of a snapshot in the hub's cache: 40 hexadecimal digits
+KINDS = {  # model_type: tokenizer, class and data type of the real checkpoint
+    "bert": ("tiny-bert", "AutoModelForPreTraining", "float32"),
+    "t5": ("tiny-t5", "AutoModelForSeq2SeqLM", "float32"),
+    "opt": ("tiny-opt", "AutoModelForCausalLM", "float16"),
+    "gemma2": ("tiny-gemma-2", "AutoModelForCausalLM", "bfloat16"),
+}
+SIZES = {"float32": 4, "float16": 2, "bfloat16": 2}
+SPECIAL = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id")  # as in the tiny tokenizer
+TOKENS_A_WORD = 1.3  # English prose in the vocabularies of these models
+# what a rehearsal cuts down, if the profile has it: counts only, never lengths, batches, types or the method
+COUNTS = {"unquantized_rows": 8, "compare_rows": 4, "compare_steps": 4, "compare_seeds": 1}
+SPLITS = (("test", 0.2), ("validation", 0.1))  # the share of train that a lesson takes if there is no such split
+
+
+class Stopped(Exception):
+    """A signal asked to stop; its number."""
+
+
+# ---- the lesson --------------------------------------------------------------------------------------------------
+
+
+def assignments(path):
+    """{name: expression} of a notebook, and the cell that holds PROFILES."""
+    found, table = {}, None
+    for cell in runner.code_cells(path):
+        lines = [line for line in cell["source"].splitlines() if not line.lstrip().startswith(("!", "%"))]
+        if "PROFILES = " in cell["source"]:
+            table = cell["source"]
+        with contextlib.suppress(SyntaxError):  # the Colab cell, once its lines of shell are gone
+            for node in ast.parse("\n".join(lines)).body:
+                if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+                    found[node.targets[0].id] = node.value
+    return found, table
+
+
+def profile_of(path, profile, overrides):
+    """The settings of a profile, from the notebook's own cell."""
+    _, table = assignments(path)
+    if table is None:
+        raise CourseError(f"{path.name} has no PROFILES to rehearse; name a lesson from 01 on.")
+    space = {"PROFILE": profile, "OVERRIDES": overrides}
+    exec(table, space)  # the course's own code
+    return space["run"]
+
+
+def cuts(run, steps):
+    """The overrides that make a run short."""
+    mine = {"max_steps": steps, "eval_steps": steps // 2, "logging_steps": steps // 2} | COUNTS
+    mine["eval_rows"] = max(4, getattr(run, "eval_batch", 0), getattr(run, "per_device_eval_batch_size", 0))
+    have = {name: value for name, value in vars(run).items() if name in mine}
+    return {name: mine[name] if value < 0 else min(value, mine[name]) for name, value in have.items()}
+
+
+class Names(dict):
+    """Names of a notebook's expressions: given ones, then its own assignments, then transformers and peft."""
+
+    def __init__(self, assigned, **given):
+        super().__init__(given)
+        self.assigned = assigned
+
+    def __missing__(self, name):
+        import peft
+        import transformers
+
+        if name in self.assigned:
+            self[name] = self.value(self.assigned[name])
+            return self[name]
+        for library in (transformers, peft):
+            if hasattr(library, name):
+                return getattr(library, name)
+        raise KeyError(name)
+
+    def value(self, expression):
+        return eval(compile(ast.Expression(expression), "notebook", "eval"), {}, self)  # the course's own code
+
+
+def plan_of(path, run, rows):
+    """The plan of a lesson by its own call of memory.plan, for rows with these longest inputs and answers."""
+    import torch
+
+    batch = run.per_device_train_batch_size
+    shapes = {"input_ids": rows["longest"], "labels": rows["target"]}
+    batch_of = {name: SimpleNamespace(shape=(batch, length)) for name, length in shapes.items()}
+    given = {"length": rows["longest"], "lengths": [rows["longest"]], "longest_batch": batch_of, "torch": torch}
+    given |= {"num_labels": rows["classes"], "linear_names": "all-linear"}  # what the lessons read off the model
+    found, _ = assignments(path)
+    return Names(found, run=run, memory=memory, **given).value(found["planned"])
+
+
+# ---- models and tokenizers ---------------------------------------------------------------------------------------
+
+
+def snapshot(hub, model_id):
+    """The folder of a model in a hub cache, made as huggingface_hub makes it."""
+    folder = hub / f"models--{model_id.replace('/', '--')}"
+    (folder / "refs").mkdir(parents=True, exist_ok=True)
+    (folder / "refs" / "main").write_text(REVISION, encoding="utf-8")
+    (folder / "snapshots" / REVISION).mkdir(parents=True, exist_ok=True)
+    return folder / "snapshots" / REVISION
+
+
+def write_tokenizer(shape, folder):
+    """The tokenizer of the tiny model, filled up to the real size of the vocabulary with pieces that no text has."""
+    source = MODELS / KINDS[shape["model_type"]][0]
+    tokenizer = json.loads((source / "tokenizer.json").read_text("utf-8"))
+    settings = json.loads((source / "tokenizer_config.json").read_text("utf-8"))
+    vocabulary = tokenizer["model"]["vocab"]
+    names = [piece for piece, _ in vocabulary] if isinstance(vocabulary, list) else vocabulary
+    known = {*names} | {token["content"] for token in tokenizer["added_tokens"]}
+    if len(known) > shape["vocab_size"]:
+        raise CourseError(f"{source.name} has {len(known)} pieces, more than the real {shape['vocab_size']}.")
+    fill = [f"[unused{number}]" for number in range(len(known), shape["vocab_size"])]
+    if isinstance(vocabulary, list):  # Unigram: pieces with scores
+        lowest = min(score for _, score in vocabulary)
+        vocabulary += [[piece, lowest] for piece in fill]
+    else:
+        vocabulary.update(zip(fill, range(len(known), shape["vocab_size"]), strict=True))
+    settings["model_max_length"] = shape.get("max_position_embeddings", settings.get("model_max_length", 512))
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+
+
+def configuration(shape):
+    """The transformers configuration of a shape, with the special tokens of its tokenizer, and the class to save."""
+    import transformers
+
+    tiny, kind, _ = KINDS[shape["model_type"]]
+    own = json.loads((MODELS / tiny / "config.json").read_text("utf-8"))
+    special = {name: own[name] for name in SPECIAL if own.get(name) is not None}
+    return transformers.AutoConfig.for_model(**special | shape), getattr(transformers, kind)
+
+
+def parameters(shape):
+    """How many parameters a shape has."""
+    import torch
+
+    config, kind = configuration(shape)
+    with torch.device("meta"):
+        return sum(p.numel() for p in kind.from_config(config).parameters())
+
+
+def write_weights(shape, folder):
+    """Random weights of a shape, and config.json as the real checkpoint has it."""
+    import torch
+    from measure_memory import random_checkpoint
+
+    config, kind = configuration(shape)
+    random_checkpoint(kind, config, folder, "cuda" if torch.cuda.is_available() else "cpu")
+    written = json.loads((folder / "config.json").read_text("utf-8"))
+    written["dtype"] = KINDS[shape["model_type"]][2]
+    (folder / "config.json").write_text(json.dumps(written, indent=2), encoding="utf-8")
+
+
+# ---- rows --------------------------------------------------------------------------------------------------------
+
+
+class Writer:
+    """Texts of a wanted number of tokens, from sentences that the tokenizer knows."""
+
+    def __init__(self, tokenizer, sentences, seed=0):
+        sentences = sorted({*sentences})
+        counts = [len(ids) for ids in tokenizer(sentences, add_special_tokens=False)["input_ids"]]
+        self.pieces, self.random, self.lengths = list(zip(sentences, counts, strict=True)), random.Random(seed), {}
+
+    def text(self, kind, words, spread, limit=4000):
+        """A text whose length is log-normal: its median in words, the spread of the logarithm, at most limit words."""
+        wanted = min(limit, words * math.exp(self.random.gauss(0, spread))) * TOKENS_A_WORD
+        found, total = [], 0
+        while not found or total < wanted:
+            sentence, count = self.random.choice(self.pieces)
+            found.append(sentence)
+            total += count
+        self.lengths.setdefault(kind, []).append(total)
+        return " ".join(found)
+
+
+def read_rows(name, split):
+    lines = (ROOT / "data" / name / f"{split}.jsonl").read_text("utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def bills(tokenizer):
+    """BillSum: a mean of about 1,800 words, summaries of about 200."""
+    toy = read_rows("toy_bills", "train")
+    writer = Writer(tokenizer, [line for row in toy for line in row["text"].splitlines()])
+
+    def row():
+        text, summary = writer.text("text", 1590, 0.5), writer.text("summary", 177, 0.5)
+        return {"text": text, "summary": summary, "title": writer.random.choice(toy)["title"]}
+
+    return {"train": [row() for _ in range(1100)], "test": [row() for _ in range(260)]}, writer.lengths, {}
+
+
+def talks(tokenizer):
+    """LIMA: a question of about 100 words, an answer of about 450, sometimes two of each; no answers in its test."""
+    turns = [turn for row in read_rows("car_manual", "train") for turn in row["conversations"]]
+    writer = Writer(tokenizer, turns)
+
+    def row(answered=True):
+        several = answered and writer.random.random() < 0.03
+        found = []
+        for _ in range(1 + several):
+            found += [writer.text("question", 83, 0.6), writer.text("answer", 400, 0.485)][: 1 + answered]
+        return {"conversations": found, "source": "multi_turn" if several else writer.random.choice(SOURCES)}
+
+    rows = {"train": [row() for _ in range(1030)], "test": [row(answered=False) for _ in range(300)]}
+    return rows, writer.lengths, {"data_files": {}}
+
+
+SOURCES = ("stackexchange", "wikihow", "authors")
+DATA = {  # dataset_id: how rows are written, and how many with answers the real set has
+    "FiscalNote/billsum": (bills, {"train": 18949, "test": 3269}),
+    "GAIR/lima": (talks, {"train": 1030}),
+}
+
+
+def write_rows(run, tokenizer, folder):
+    """The data of a rehearsal: overrides, sizes of the real splits, longest input and answer in tokens, a description.
+
+    A data set that lies on this machine is used as it is; another is replaced by synthetic rows in `folder`.
+    """
+    classes, target, local = None, None, Path(run.dataset_id)
+    if local.exists():
+        texts = [json.loads(line) for line in (local / "train.jsonl").read_text("utf-8").splitlines()]
+        sizes = {file.stem: len(file.read_text("utf-8").splitlines()) for file in local.glob("*.jsonl")}
+        lengths = [len(ids) for ids in tokenizer([row[run.text_column] for row in texts])["input_ids"]]
+        classes = len({row[run.label_column] for row in texts})
+        overrides, longest = {}, max(lengths)
+        described = str(local).replace(f"{ROOT}{os.sep}", "")
+    elif run.dataset_id in DATA:
+        make, sizes = DATA[run.dataset_id]
+        rows, lengths, extra = make(tokenizer)
+        folder.mkdir(parents=True, exist_ok=True)
+        for split, found in rows.items():
+            text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found)
+            (folder / f"{split}.jsonl").write_text(text, encoding="utf-8")
+        medians = ", ".join(f"{kind} {statistics.median(found):,.0f}" for kind, found in lengths.items())
+        counts = " + ".join(f"{len(found):,}" for found in rows.values())
+        described = f"{counts} synthetic rows in the columns of {run.dataset_id}; median tokens: {medians}"
+        overrides, longest = {"dataset_id": str(folder), **extra}, sum(max(found) for found in lengths.values())
+        target = max(lengths.get("summary", [0]))
+    else:
+        raise CourseError(f"{run.dataset_id}: no synthetic rows are known for this data set; add them to DATA.")
+    limits = {"longest": (longest, run.max_length), "target": (target, getattr(run, "max_target_length", None))}
+    found = {name: value and limit and min(value, limit) for name, (value, limit) in limits.items()}
+    return found | {"classes": classes, "overrides": overrides, "sizes": sizes, "described": described}
+
+
+# ---- what a whole run will take ----------------------------------------------------------------------------------
+
+
+def split_sizes(run, sizes):
+    """Rows of train and validation as a lesson splits and selects them."""
+    sizes = dict(sizes)
+    for split, share in SPLITS:
+        if split not in sizes:
+            sizes[split] = math.ceil(sizes["train"] * share)
+            sizes["train"] -= sizes[split]
+    if hasattr(run, "train_rows"):
+        sizes = {split: min(sizes[split], run.train_rows if split == "train" else run.eval_rows) for split in sizes}
+    return sizes
+
+
+def project(run, cut, sizes, record):
+    """Seconds of the whole run by part, from the record of a rehearsal with the overrides `cut`.
+
+    Training: steps and evaluations of the profile at the measured rates. Generation outside of it grows with eval_rows,
+    trainings for comparison with their steps; what else a lesson does took as long in the rehearsal.
+    """
+    rows, main, later = split_sizes(run, sizes), record["trainings"][0], record["trainings"][1:]
+    batches = math.ceil(rows["train"] / run.per_device_train_batch_size)
+    epochs = math.ceil(batches / getattr(run, "gradient_accumulation_steps", 1)) * run.num_train_epochs
+    steps = run.max_steps if run.max_steps > 0 else epochs
+    evaluations = steps // getattr(run, "eval_steps", getattr(run, "logging_steps", steps))
+    judged = sum(count for count, _ in main["evaluations"])
+    a_row = sum(seconds for _, seconds in main["evaluations"]) / max(1, judged)
+    found = {"steps": steps * step_seconds(main)}
+    found["evaluations"] = evaluations * rows["validation"] * a_row
+    found["checkpoints"] = evaluations * main["save_seconds"] / max(1, main["saves"])
+    growth = run.eval_rows / cut["eval_rows"] if "eval_rows" in cut else 1
+    found["generation"] = record["generate_seconds"] * growth
+    wanted = getattr(run, "compare_steps", steps)
+    seeds = 1  # of three methods with as many seeds each, one run is the lesson's own
+    if "compare_seeds" in cut and cut["compare_seeds"]:
+        seeds = (3 * run.compare_seeds - 1) / (3 * cut["compare_seeds"] - 1)
+    fixed = [one["end"] - one["begin"] - one["steps"] * step_seconds(one) for one in later]
+    found["comparisons"] = seeds * sum(s + wanted * step_seconds(one) for s, one in zip(fixed, later, strict=True))
+    elsewhere = sum(cell["seconds"] for cell in record["cells"]) - record["generate_seconds"]
+    found["the rest"] = elsewhere - sum(one["end"] - one["begin"] for one in record["trainings"])
+    return found, steps
+
+
+def step_seconds(training):
+    """Seconds a step after the warm-up; with it, if there was nothing else."""
+    if training["steps"]:
+        return training["seconds"] / training["steps"]
+    return training["warm_up_seconds"] / max(1, training["warm_up_steps"])
+
+
+# ---- the rehearsal -----------------------------------------------------------------------------------------------
+
+
+def ask(what, job):
+    """Does `what` in a process of its own, so that nothing of it stays on the card; returns its answer."""
+    (job["folder"] / "job.json").write_text(json.dumps(job, default=str), encoding="utf-8")
+    answer = job["folder"] / f"{what}.json"
+    code = call([sys.executable, __file__, "--child", what, str(job["folder"])], os.environ)
+    if code or not answer.exists():
+        raise CourseError(f"the step {what!r} ended with {code}; its message stands above.")
+    found = json.loads(answer.read_text("utf-8"))
+    if "refusal" in found:
+        raise CourseError(found["refusal"])
+    return found
+
+
+def child(what, folder):
+    """Answers `ask`."""
+    job = json.loads((folder / "job.json").read_text("utf-8"))
+    try:
+        found = {"plan": child_plan, "weights": child_weights}[what](job)
+    except CourseError as problem:
+        found = {"refusal": str(problem)}
+    (folder / f"{what}.json").write_text(json.dumps(found), encoding="utf-8")
+
+
+def child_plan(job):
+    """What the card has, what the lesson plans, and how large its models are."""
+    import torch
+
+    from utils import environment
+
+    path, run, card, has = Path(job["path"]), SimpleNamespace(**job["run"]), None, 0
+    if torch.cuda.is_available():
+        free, total = torch.cuda.mem_get_info()
+        others = max(0, total - free - memory.CONTEXT)  # this process has a context, too
+        has = min(job["limit"] or math.inf, total - others)
+        card = {"name": torch.cuda.get_device_name(), "total": total, "others": others}
+        bf16 = {"bfloat16": getattr(run, "bf16", False)}
+        for dtype in {getattr(run, "dtype", None), getattr(run, "compute_dtype", None), *filter(bf16.get, bf16)}:
+            environment.check_dtype(dtype or "float32")
+    planned = plan_of(path, run, job["rows"])
+    return {
+        "card": card,
+        "has": has,
+        "needs": planned["total"] * (1 + memory.SLACK) + memory.CONTEXT,
+        "planned": planned,
+        "largest_batch": planned.largest_batch(has / memory.GIB) if card else None,
+        "parameters": {model_id: parameters(shape) for model_id, shape in job["shapes"].items()},
+    }
+
+
+def child_weights(job):
+    """Writes the weights of all models into the hub cache."""
+    for model_id, shape in job["shapes"].items():
+        write_weights(shape, snapshot(Path(job["folder"]) / "hf" / "hub", model_id))
+    return {}
+
+
+def call(command, environment, **options):
+    """Runs a command in a session of its own and returns its exit code; if interrupted, nothing of it stays behind."""
+    process = subprocess.Popen(command, env=environment, start_new_session=True, **options)
+    try:
+        return process.wait()
+    finally:
+        if process.poll() is None:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                family = psutil.Process(process.pid).children(recursive=True)
+                process.terminate()  # the runner ends its kernel in order
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(15)
+                for member in [process, *family]:
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        member.kill()
+                process.wait()
+
+
+def enter(folder, limit):
+    """Makes the temporary folder the place of the hub's cache and of IPython, for this process and the lesson."""
+    startup = folder / "ipython" / "profile_default" / "startup"
+    startup.mkdir(parents=True)
+    shutil.copy(ROOT / "benchmarks" / "rehearsal_probe.py", startup / "00_probe.py")
+    for name in [name for name in os.environ if name.startswith(("HF_", "HUGGING", "TRANSFORMERS_"))]:
+        del os.environ[name]  # they would lead to the reader's own cache
+    own = {"HF_HOME": folder / "hf", "HF_HUB_OFFLINE": 1, "IPYTHONDIR": folder / "ipython"}
+    own |= {"REHEARSAL_RECORD": folder / "record.json", "REHEARSAL_LIMIT": limit and max(1, limit - memory.CONTEXT)}
+    own |= {"PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])}
+    os.environ.update({name: str(value) for name, value in own.items()})
+
+
+def gb(size):
+    return f"{size / 1e9:.1f} GB"
+
+
+def hours(seconds):
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def command_of(args):
+    """The make command of this rehearsal."""
+    more = [f"GPU_MEMORY={args.gpu_memory:g}"] * bool(args.gpu_memory)
+    more += [f"OVERRIDES='{json.dumps(args.overrides)}'"] * bool(args.overrides)
+    return " ".join(["make rehearse", f"NB={args.nb}", f"PROFILE={args.profile}", *more])
+
+
+def refuse_what_does_not_fit(args, plan, disk, free):
+    """Raises CourseError if the card or the disk is too small."""
+    needs, has = plan["needs"] / memory.GIB, plan["has"] / memory.GIB
+    if free < disk:
+        place = f"the rehearsal needs {gb(disk)} of disk, and {tempfile.gettempdir()} has {gb(free)}"
+        raise CourseError(f"{place}; make room, or set TMPDIR to a folder on a larger disk.")
+    if plan["card"] and args.gpu_memory * 1e9 > plan["card"]["total"]:
+        raise CourseError(f"GPU_MEMORY={args.gpu_memory:g} is more than the {gb(plan['card']['total'])} of this card.")
+    if plan["card"] and needs > has and not args.anyway:
+        batch = plan["largest_batch"]
+        remedy = "choose PROFILE=colab, or activation_checkpointing in OVERRIDES"
+        if batch:
+            remedy = f"OVERRIDES='{{\"per_device_train_batch_size\": {batch}}}' fits by the plan"
+        place = f"lesson {args.nb}, profile {args.profile}, is planned at {needs:.1f} GiB, and there are {has:.1f} GiB"
+        others = plan["card"]["others"]
+        place += f" (other programs use {others / memory.GIB:.1f})" if others > memory.GIB / 2 else ""
+        raise CourseError(f"{place}; {remedy}; --anyway tries it all the same.")
+
+
+def rehearse(args, folder):
+    """Prepares, runs and reports one rehearsal in a temporary folder; the exit code."""
+    paths = {path.name[:2]: path for path in (ROOT / "notebooks").glob("[0-9]*.ipynb")}
+    if (path := paths.get(args.nb.zfill(2))) is None:
+        raise CourseError(f"there is no lesson {args.nb!r}; choose NB from {', '.join(sorted(paths)[1:])}.")
+    run = profile_of(path, args.profile, args.overrides)
+    cut = cuts(run, args.steps)
+    known = json.loads(args.sizes.read_text("utf-8"))
+    if run.model_id not in known:
+        raise CourseError(f"{run.model_id}: its shape is not known; add its configuration to {args.sizes.name}.")
+    shapes = {value: known[value] for value in vars(run).values() if isinstance(value, str) and value in known}
+    for model_id, shape in shapes.items():
+        write_tokenizer(shape, snapshot(folder / "hf" / "hub", model_id))
+    enter(folder, args.gpu_memory * 1e9)
+    from transformers import AutoTokenizer  # not above: it reads the environment
+
+    rows = write_rows(run, AutoTokenizer.from_pretrained(run.model_id), folder / "rows")
+    cut |= rows["overrides"]
+    job = {"path": path, "run": vars(run), "rows": rows, "shapes": shapes, "folder": folder}
+    plan = ask("plan", job | {"limit": args.gpu_memory * 1e9})
+    weights = {name: 2 * count for name, count in plan["parameters"].items()}
+    disk, free = disk_need(plan["parameters"]), shutil.disk_usage(folder).free
+
+    card = plan["card"] and f"{plan['card']['name']}, {plan['card']['total'] / memory.GIB:.0f} GiB"
+    card = card or ("the CPU" if args.cpu else "a GPU")
+    cap = f", capped at {args.gpu_memory:g} GB" if args.gpu_memory else ""
+    print(f"Rehearsal of lesson {args.nb}, profile {args.profile}, on {card}{cap}.")
+    print("It measures memory and time. The weights are random: what the model says and scores means nothing.")
+    for name, size in weights.items():
+        real = plan["parameters"][name] * SIZES[KINDS[shapes[name]["model_type"]][2]]
+        print(f"  {name}: random weights of the real shape, {gb(size)} on disk, instead of a download of {gb(real)}")
+    print(f"  data: {rows['described']}")
+    print(f"  disk: about {gb(disk)} in {tempfile.gettempdir()}, removed at the end; free: {gb(free)}")
+    shown = {name: "(synthetic rows)" if name == "dataset_id" else value for name, value in cut.items()}
+    print(f"  overrides: {json.dumps(args.overrides | shown)}")
+    parts = ", ".join(f"{part} {size / memory.GIB:.2f}" for part, size in plan["planned"].items() if size)
+    print(f"  planned GiB at the fullest instant of a step: {parts}")
+    if not plan["card"] and not args.cpu:
+        print(f"No GPU is here, so nothing was run. On a machine with one: {command_of(args)}")
+        return 0
+    refuse_what_does_not_fit(args, plan, disk, free)
+    started = time.perf_counter()
+    ask("weights", job)
+    print(f"Weights written in {time.perf_counter() - started:.0f} s. The lesson runs:", flush=True)
+    out = folder / "out"
+    command = [sys.executable, "-m", "utils.runner", "--nb", str(path), "--profile", args.profile, "--out", str(out)]
+    command += ["--overrides", json.dumps(args.overrides | cut), "--timeout", str(args.timeout)]
+    code = call(command, os.environ, cwd=ROOT)
+    found = report(args, path, run, cut, rows, plan, folder)
+    if args.keep:
+        keep(args, path, folder, cut | {"dataset_id": rows["described"]}, plan, found)
+    return code
+
+
+def disk_need(counts):
+    """Bytes: the weights, what a lesson writes of them (checkpoints with two moments, copies in float32), and room."""
+    largest = max(counts.values())
+    return sum(2 * count for count in counts.values()) + min(40 * largest, 4 * largest + int(12e9)) + int(1e9)
+
+
+def report(args, path, run, cut, rows, plan, folder):
+    """Prints what was measured; returns it as a dict, with what an incomplete run left."""
+    results, record = folder / "out" / args.profile / path.stem, {}
+    if (folder / "record.json").exists():
+        record = json.loads((folder / "record.json").read_text("utf-8"))
+    executed = next(iter(results.glob("*.ipynb")), None)
+    cells = runner.code_cells(executed) if executed else []
+    places = {cell.get("execution_count"): cell["place"] for cell in cells}
+    found = {"overrides": args.overrides | cut, "complete": (results / "results.json").exists()}
+    found["capped_gb"] = args.gpu_memory or None
+    measured, planned = {}, record.get("planned", plan["planned"])
+    if "ledger" in record:
+        measured = {part: size and size * memory.GIB for part, size in record["ledger"]["measured GiB"].items()}
+    print(f"\n{'memory, GiB':20} {'planned':>9} {'measured':>9}")
+    for part, size in planned.items():
+        if size or measured.get(part):
+            own = f"{measured[part] / memory.GIB:9.2f}" if measured.get(part) is not None else ""
+            print(f"{part:20} {size / memory.GIB:9.2f} {own}".rstrip())
+    peaks = [cell for cell in record.get("cells", []) if cell.get("allocated")]
+    for name in ("allocated", "reserved") if peaks else ():
+        top = max(peaks, key=lambda cell, name=name: cell[name])
+        found[f"highest_{name}_bytes"], found[f"highest_{name}_in"] = top[name], places.get(top["number"], "?")
+        print(f"whole lesson: at most {top[name] / memory.GIB:.2f} GiB {name}, in {places.get(top['number'], '?')}")
+    for cell in cells:
+        for error in (output for output in cell.get("outputs", []) if output["output_type"] == "error"):
+            if "OutOfMemory" in error["ename"]:
+                remedy = "take a smaller batch (OVERRIDES), PROFILE=colab, or a larger card"
+                print(f"It does not fit: {cell['place']} ran out of memory; {remedy}.")
+    if not record.get("trainings") or record["trainings"][0]["end"] is None:
+        print("The lesson did not get through its training, so there is no speed to report.")
+        return found
+    main = record["trainings"][0]
+    batch = run.per_device_train_batch_size * getattr(run, "gradient_accumulation_steps", 1)
+    found |= {
+        "step_seconds": step_seconds(main),
+        "measured_steps": main["steps"],
+        "warm_up_seconds": main["warm_up_seconds"],
+    }
+    found["rows_per_second"] = batch / found["step_seconds"]
+    line = f"{found['step_seconds']:.3f} s a step ({main['steps']} steps after {main['warm_up_steps']} of warm-up)"
+    line += f", {found['rows_per_second']:.1f} rows/s"
+    if found["complete"]:
+        lesson = json.loads((results / "results.json").read_text("utf-8"))
+        tokens = lesson["real_tokens_per_second"] / lesson["rows_per_second"]
+        found["real_tokens_per_second"] = tokens * found["rows_per_second"]
+        line += f", {found['real_tokens_per_second']:,.0f} real tokens/s ({tokens:.0f} a row)"
+    print(f"training: {line}")
+    found["projected_seconds"], found["projected_steps"] = project(run, cut, rows["sizes"], record)
+    total = sum(found["projected_seconds"].values())
+    parts = ", ".join(f"{name} {hours(value)}" for name, value in found["projected_seconds"].items() if value >= 1)
+    whole = f"at most about {hours(total)} ({total / 3600:.2f} h) for {found['projected_steps']:,} steps"
+    print(f"the whole run: {whole}: {parts}; a first download comes on top")
+    print("Quality was not measured: the weights were random.")
+    return found
+
+
+def keep(args, path, folder, cut, plan, found):
+    """Copies results.json, with what the rehearsal found, and the executed notebook to the folder of --keep."""
+    results = folder / "out" / args.profile / path.stem
+    name = "_".join([path.name[:2], args.profile, *([f"{args.gpu_memory:g}gb"] if args.gpu_memory else [])])
+    args.keep.mkdir(parents=True, exist_ok=True)
+    for executed in results.glob("*.ipynb"):
+        shutil.copy(executed, args.keep / f"{name}.ipynb")
+    record = {"metrics": {}}
+    if (results / "results.json").exists():
+        record = json.loads((results / "results.json").read_text("utf-8"))
+        record["dataset_id"] = cut["dataset_id"]
+    record["metrics"]["rehearsal"] = found | {"overrides": args.overrides | cut}
+    text = json.dumps(record, indent=2).replace(str(folder), "(temporary)") + "\n"
+    (args.keep / f"{name}.json").write_text(text, encoding="utf-8")
+    print(f"kept: {args.keep / name}.json and .ipynb")
+
+
+def json_object(text):
+    return {**json.loads(text)}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--nb", default="", help="the number of the lesson, such as 03")
+    parser.add_argument("--profile", default="full", choices=["colab", "full"])
+    parser.add_argument("--gpu-memory", type=float, default=0, help="act as a card with so many GB (10^9 bytes)")
+    parser.add_argument("--overrides", type=json_object, default={}, help="those of your run, as for make run")
+    parser.add_argument("--steps", type=int, default=16, help="training steps, an even number")
+    parser.add_argument("--timeout", type=float, default=1800, help="seconds the lesson may take")
+    parser.add_argument("--keep", type=Path, help="folder for results and the executed notebook")
+    parser.add_argument("--anyway", action="store_true", help="run although the plan says that it does not fit")
+    parser.add_argument("--cpu", action="store_true", help="run without a GPU")
+    parser.add_argument("--sizes", type=Path, default=MODELS / "full_size.json", help=argparse.SUPPRESS)
+    parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.child:
+        return child(args.child[0], Path(args.child[1]))
+
+    def stop(number, frame):
+        raise Stopped(number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
+    folder = Path(tempfile.mkdtemp(prefix="rehearsal-"))
+    try:
+        return rehearse(args, folder)
+    except CourseError as problem:
+        print(f"Refused: {problem}", file=sys.stderr)
+        return 2
+    except Stopped as stopped:
+        print(f"\nStopped by {signal.Signals(stopped.args[0]).name}; everything temporary is removed.", file=sys.stderr)
+        return 128 + stopped.args[0]
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C must not leave half of it behind
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
