@@ -1,0 +1,199 @@
+"""Small trainings that are killed and resumed, each in a fork of this process, so that nothing is imported twice.
+
+`python tests/killed_runs.py FOLDER` writes FOLDER/results.json, {case: what the run and its resumption became}, for
+tests/test_checkpoints.py. With --all behind it, every step and every half-written file is a case.
+"""
+
+import contextlib
+import functools
+import gc
+import hashlib
+import io
+import json
+import os
+import shutil
+import signal
+import sys
+import traceback
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import safetensors.torch
+import torch
+import transformers
+from datasets import Dataset
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    EarlyStoppingCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerState,
+    TrainingArguments,
+    set_seed,
+)
+
+from utils import checkpoints
+
+STEPS, SAVE, FILES = 22, 5, 6  # an epoch has 8 steps; the weights, four of torch.save, and trainer_state.json
+TIMES = ("runtime", "per_second", "total_flos", "train_loss")
+
+
+class Die(TrainerCallback):
+    """kill -9 of this very process at a moment of a step."""
+
+    def __init__(self, step, moment):
+        self.step, self.moment = step, moment
+
+    def on_event(self, args, state, control, moment, **kwargs):
+        if moment == self.moment and state.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    on_step_begin = functools.partialmethod(on_event, moment="begin")
+    on_pre_optimizer_step = functools.partialmethod(on_event, moment="backward")
+    on_step_end = functools.partialmethod(on_event, moment="end")
+    on_save = functools.partialmethod(on_event, moment="save")
+
+
+def die_in_save(folder, number, half):
+    """Patches what Trainer writes with, so that kill -9 comes when file `number` of `folder` is there (half of it)."""
+    written = []
+
+    def patched(write, place):
+        def wrapper(*args, **kwargs):
+            done, path = write(*args, **kwargs), Path(str(args[place]))
+            if path.parent == folder:
+                written.append(path)
+                if len(written) == number:
+                    if half:
+                        os.truncate(path, path.stat().st_size // 2)
+                    os.kill(os.getpid(), signal.SIGKILL)
+            return done
+
+        return wrapper
+
+    transformers.modeling_utils.safe_save_file = patched(safetensors.torch.save_file, 1)
+    torch.save = patched(torch.save, 1)
+    TrainerState.save_to_json = patched(TrainerState.save_to_json, 1)
+
+
+def make(folder, callbacks=(), **changes):
+    """A trainer of a tiny BERT with dropout, evaluations, early stopping and accumulation."""
+    set_seed(0)
+    sizes = dict(vocab_size=60, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)
+    model = BertForSequenceClassification(BertConfig(**sizes, hidden_dropout_prob=0.1))
+    rows = Dataset.from_dict(
+        {"input_ids": [[1, 2, 3 + i % 50] for i in range(32)], "labels": [i % 2 for i in range(32)]}
+    )
+    options = dict(max_steps=STEPS, per_device_train_batch_size=2, gradient_accumulation_steps=2, learning_rate=1e-3)
+    options |= dict(save_steps=SAVE, eval_steps=SAVE, eval_strategy="steps", logging_steps=1, save_total_limit=2)
+    options |= dict(load_best_model_at_end=True, metric_for_best_model="loss", report_to=[], disable_tqdm=True)
+    options |= dict(use_cpu=True, restore_callback_states_from_checkpoint=True)
+    args = TrainingArguments(folder, **options | changes)
+    return Trainer(model, args, train_dataset=rows, eval_dataset=rows.select(range(8)), callbacks=[*callbacks])
+
+
+def train(folder, resume=False, callbacks=(), patience=9, cold=False, **changes):
+    """A run as the notebooks do it: what it became, in numbers that can be compared."""
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        trainer = make(folder, [EarlyStoppingCallback(patience), *callbacks], **changes)
+        checkpoint = checkpoints.start(trainer, resume, cold)
+        trainer.train(resume_from_checkpoint=checkpoint)
+    state = trainer.model.state_dict()
+    digest = hashlib.sha256(b"".join(value.numpy().tobytes() for value in state.values())).hexdigest()
+    log = [{k: v for k, v in entry.items() if not k.endswith(TIMES)} for entry in trainer.state.log_history]
+    lines = [line for line in said.getvalue().splitlines() if not line.startswith("{")]
+    return {
+        "from": checkpoint and Path(checkpoint).name,
+        "said": lines,
+        "steps": trainer.state.global_step,
+        "best": trainer.state.best_global_step,
+        "log": [entry for entry in log if len(entry) > 2],
+        "weights": digest,
+    }
+
+
+def forked(work):
+    """What `work` returns in a fork, or {"died": exit code}, or {"error": traceback}."""
+    read, write = os.pipe()
+    if (child := os.fork()) == 0:
+        try:
+            text = json.dumps(work())
+        except BaseException:
+            text = json.dumps({"error": traceback.format_exc()})
+        os.write(write, text.encode())
+        os._exit(0)
+    os.close(write)
+    with os.fdopen(read, "rb") as pipe:
+        text = pipe.read()
+    status = os.waitpid(child, 0)[1]
+    return json.loads(text) if text else {"died": os.waitstatus_to_exitcode(status)}
+
+
+def alone(folder):
+    """What Trainer itself makes of the newest checkpoint, without our checks."""
+    trainer = make(folder)
+    trainer.train(resume_from_checkpoint=True)
+    return {"steps": trainer.state.global_step}
+
+
+def disk_full(folder):
+    """The disk is full when the optimizer of step 10 is written: /dev/full answers as such a disk does."""
+    (folder / "checkpoint-10").mkdir(parents=True)
+    (folder / "checkpoint-10" / "optimizer.pt").symlink_to("/dev/full")
+    checkpoints.shutil.rmtree = lambda *args, **kwargs: None  # of what cannot be used, as the folder is at the start
+    return train(folder)
+
+
+def freed(folder, **changes):
+    (folder / "checkpoint-10" / "optimizer.pt").unlink()
+    return train(folder, resume=True)
+
+
+def without_states(folder, cold=False):
+    for name in ("optimizer.pt", "rng_state.pth"):
+        (folder / "checkpoint-10" / name).unlink(missing_ok=True)
+    return train(folder, resume=True, cold=cold)
+
+
+def main(folder, every):
+    """Each case: a first run, which dies in most of them, and what a second one in the same folder becomes."""
+    again, place = functools.partial(train, resume=True), folder / "run"
+    early = dict(patience=1, learning_rate=0.0)
+    cases = {
+        "uninterrupted": (train, again),
+        "stopped early": (lambda p: train(p, **early), lambda p: again(p, **early)),
+    }
+    for step in range(1, STEPS + 1) if every else (4, 9, 10, 11, 22):
+        cases[f"step {step}"] = (lambda p, step=step: train(p, callbacks=[Die(step, "end")]), again)
+    for moment in ("begin", "backward", "save"):
+        cases[f"{moment} 10"] = (lambda p, moment=moment: train(p, callbacks=[Die(10, moment)]), again)
+    for number in range(1, FILES + 1):
+        for half in (True, False) if every or number == FILES else [number % 2 == 1]:
+
+            def broken(p, number=number, half=half):
+                die_in_save(p / "checkpoint-10", number, half)
+                return train(p)
+
+            cases[f"file {number} {'half' if half else 'whole'}"] = (broken, again)
+    cases["disk full"] = (disk_full, freed)
+    cases["without states"] = (cases["step 11"][0], without_states)
+    cases["without states, cold"] = (cases["step 11"][0], lambda p: without_states(p, cold=True))
+    cases["Trainer alone, broken"] = (cases["file 3 half"][0], alone)
+    cases["Trainer alone, ended"] = (train, alone)
+    found = {}
+    for name, (first, second) in cases.items():
+        for old in (place, folder / "run-earlier"):
+            shutil.rmtree(old, ignore_errors=True)
+        found[name] = [forked(lambda first=first: first(place)), forked(lambda second=second: second(place))]
+    (folder / "results.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    gc.collect()
+    gc.freeze()  # else each fork looks through all that was imported, at each collection
+    main(Path(sys.argv[1]), sys.argv[2:] == ["--all"])
