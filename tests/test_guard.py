@@ -1,6 +1,7 @@
-"""A loss that is no number stops the run at its step, names the rows, and leaves the weights as they were."""
+"""A loss that is no number stops the run at its step; a lack of memory halves the micro-batch once, and only that."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -23,7 +24,8 @@ from transformers import (
 )
 from trl import SFTConfig, SFTTrainer
 
-from utils.guard import StopOnNaN
+from utils import memory
+from utils.guard import StopOnNaN, halve_when_full
 
 BAD = 40  # the token whose embedding becomes NaN
 SIZES = dict(vocab_size=50, hidden_size=64, num_hidden_layers=1, num_attention_heads=2)
@@ -197,3 +199,157 @@ def test_data_without_input_ids_names_no_rows(tmp_path):
     pad = made.data_collator
     made.data_collator = lambda rows: pad([{"input_ids": row.pop("ids"), **row} for row in rows])
     assert "step 5, learning rate 0.00033, rows unknown of the training data" in refusal(made.train)
+
+
+# ------------------------------------------------------------------------------------------------ memory runs out
+
+KINDS = ["bert", "t5", "opt"]
+FULL = "CUDA out of memory. Tried to allocate 2.00 GiB."
+
+
+def even(kind, folder, **more):
+    """A trainer whose rows all have one length, so that a micro-batch can be cut without changing its padding."""
+    options = dict(logging_steps=1, per_device_train_batch_size=4, max_steps=5, max_grad_norm=1.0) | more
+    made = trainer(kind, folder, plant=False, **options)
+    made.loss_is_scaled_for_ga = None if kind == "opt" else False
+    ids = [[5, 6, 7 + number, 9] for number in range(12)]
+    label = {"bert": [0, 1] * 6, "t5": [[3, 4 + n] for n in range(12)], "opt": ids}[kind]
+    columns = {"input_ids": ids, "attention_mask": [[1] * 4] * 12, "labels": label}
+    made.train_dataset = Dataset.from_dict(columns)
+    return made
+
+
+def without_dropout(made):
+    for module in made.model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        if hasattr(module, "dropout") and isinstance(module.dropout, float):
+            module.dropout = 0.0
+    return made
+
+
+def fail(made, rows, times=99, backward_of=None, message=FULL):
+    """Memory is too small for more than `rows` rows, `times` times, in the forward pass or in one backward pass."""
+    left, passes = [times], []
+
+    def forward(module, args, inputs):
+        passes.append(len(inputs["input_ids"]))
+        if backward_of is None and module.training and passes[-1] > rows and left[0]:
+            left[0] -= 1
+            raise torch.OutOfMemoryError(message)
+
+    def backward(gradient):
+        if len(passes) == backward_of and left[0]:  # other parameters have their gradients already
+            left[0] -= 1
+            raise torch.OutOfMemoryError(message)
+
+    made.model.register_forward_pre_hook(forward, with_kwargs=True)
+    [p for p in made.model.parameters() if p.requires_grad][0].register_hook(backward)
+    return passes
+
+
+def outcome(made):
+    made.train()
+    log = [(entry["loss"], entry["grad_norm"]) for entry in made.state.log_history if "grad_norm" in entry]
+    return torch.tensor(log), torch.cat([p.detach().flatten() for p in made.model.parameters() if p.requires_grad])
+
+
+def same(one, other, tolerance=1e-6):
+    return all(torch.allclose(a, b, rtol=tolerance, atol=tolerance) for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_becomes_the_run_with_the_smaller_micro_batch(kind, tmp_path, capsys):
+    """From the first step on, dropout included, which draws its random numbers micro-batch by micro-batch."""
+    made = even(kind, tmp_path)
+    halve_when_full(made)
+    passes = fail(made, rows=2)
+    halved = outcome(made)
+    assert passes == [4] + [2] * 10
+    assert "step 1: out of memory with 4 rows at once, so it is repeated with 2 at once" in capsys.readouterr().out
+    smaller = even(kind, tmp_path, per_device_train_batch_size=2, gradient_accumulation_steps=2)
+    assert same(halved, outcome(smaller))
+    assert not same(halved, outcome(even(kind, tmp_path, per_device_train_batch_size=2)), 1e-3), "all runs are alike"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_in_the_middle_of_a_step_nothing_is_lost_or_counted_twice(kind, tmp_path):
+    """It happens in the backward pass of the second micro-batch of step 2; the last micro-batch has two rows only."""
+    settings = dict(per_device_train_batch_size=5, gradient_accumulation_steps=2, max_steps=4)
+    made = without_dropout(even(kind, tmp_path, **settings))
+    halve_when_full(made)
+    passes = fail(made, rows=0, times=1, backward_of=5)
+    halved = outcome(made)
+    assert passes[:9] == [5, 5, 2, 5, 5, 3, 2, 3, 2]
+    assert same(halved, outcome(without_dropout(even(kind, tmp_path, **settings))), 1e-5)
+
+
+def test_the_second_time_it_ends_with_advice(tmp_path, monkeypatch, capsys):
+    made = even("bert", tmp_path, gradient_accumulation_steps=2)
+    planned = memory.plan(made.model, batch=4, length=4)
+    halve_when_full(made, planned)
+    passes = fail(made, rows=1)
+    message = refusal(made.train)
+    assert passes == [4, 2]
+    assert "step 1: out of memory again, with 2 rows at once; the plan of this run was " in message
+    assert "set per_device_train_batch_size to 1 and gradient_accumulation_steps to 8, turn activation_ch" in message
+    card = SimpleNamespace(total_memory=8 * memory.GIB)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: card)
+    from utils.guard import _advice
+
+    assert f"this card has 8.0 GiB, enough for {planned.largest_batch(8)} rows at once" in _advice(2, made, planned)
+    assert "this card has 8.0 GiB in all; set per_device" in _advice(2, made, None)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_later_steps_end_with_advice_too_and_one_row_cannot_be_halved(kind, tmp_path):
+    made = even(kind, tmp_path)
+    halve_when_full(made)
+    passes = fail(made, rows=2)
+    fail(made, rows=0, times=1, backward_of=5)
+    assert "step 3: out of memory again, with 2 rows at once; set per_device" in refusal(made.train)
+    assert passes[:5] == [4, 2, 2, 2, 2]
+    made = even(kind, tmp_path, per_device_train_batch_size=1)
+    halve_when_full(made)
+    fail(made, rows=0)
+    assert "step 1: out of memory again, with 1 rows at once; set per_device" in refusal(made.train)
+
+
+def test_other_faults_pass_and_without_the_guard_the_run_ends(tmp_path):
+    made = even("bert", tmp_path)
+    halve_when_full(made)
+    fail(made, rows=2, message="another fault")
+    made.model.register_forward_hook(lambda module, args, found: torch.ones(2) @ torch.ones(3))
+    with pytest.raises(RuntimeError, match="inconsistent tensor size"):
+        made.train()
+    made = even("bert", tmp_path)
+    fail(made, rows=2)
+    with pytest.raises(torch.OutOfMemoryError):
+        made.train()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_mean_that_trainer_would_add_up_is_refused(kind, tmp_path):
+    made = even(kind, tmp_path)
+    made.loss_is_scaled_for_ga = None
+    before = torch.get_rng_state()
+    if kind == "opt":
+        halve_when_full(made)
+    else:
+        message = refusal(halve_when_full, made)
+        assert "is a mean over its rows, and Trainer would add up" in message
+        assert "set trainer.loss_is_scaled_for_ga = False." in message
+    assert torch.equal(torch.get_rng_state(), before), "the guard would change the run that it guards"
+
+
+def test_why_trainers_own_ways_will_not_do(tmp_path):
+    """If one of these fails, the library has changed: look again whether it does our part."""
+    summed = without_dropout(even("bert", tmp_path, per_device_train_batch_size=2, gradient_accumulation_steps=2))
+    summed.loss_is_scaled_for_ga = None
+    added, once = (outcome(made)[0][0, 0].item() for made in (summed, without_dropout(even("bert", tmp_path))))
+    assert added == pytest.approx(2 * once, rel=1e-4)
+    own = even("bert", tmp_path, auto_find_batch_size=True)
+    fail(own, rows=3)
+    own.train()
+    assert (own._train_batch_size, own.args.gradient_accumulation_steps) == (3, 1), "another effective batch"

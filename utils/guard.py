@@ -1,10 +1,13 @@
-"""Stops a training run at the first loss that is no number, before the weights take harm."""
+"""Guards a training run: against a loss that is no number, and against memory that runs out."""
 
 import math
 
-from transformers import TrainerCallback
+import torch
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+from transformers import Trainer, TrainerCallback
 
 from utils.checks import CourseError
+from utils.memory import GIB
 
 
 class StopOnNaN(TrainerCallback):
@@ -60,3 +63,101 @@ def _rows(batch, dataset):
     found = [number for number, row in enumerate(dataset["input_ids"][:]) if tuple(map(int, row)) in wanted]
     names = [dataset["id"][number] for number in found[:40]] if "id" in columns else found[:40]
     return ", ".join(map(str, names)) or "unknown"
+
+
+def halve_when_full(trainer, planned=None):
+    """Lets `trainer` survive one lack of memory: the micro-batch is halved, accumulation doubled, the step repeated.
+
+    Weights, data order and effective batch stay what they were, and random numbers are those of a run that had the
+    smaller micro-batch from this step on. A second lack of memory raises CourseError with what `planned`, the Plan of
+    this run, advises. (`auto_find_batch_size` of Trainer takes 0.9 of the batch, does not accumulate more, and begins
+    again at step 0 with the weights of the step that failed.) Also raises CourseError if the loss of the model is a
+    mean over the micro-batch while Trainer takes it for a share of the effective batch, and would add means up.
+    """
+    if trainer.loss_is_scaled_for_ga is None and _averages(trainer):
+        remedy = "Trainer would add up those of accumulated micro-batches; set trainer.loss_is_scaled_for_ga = False"
+        raise CourseError(f"the loss of {type(trainer.model).__name__} is a mean over its rows, and {remedy}.")
+    step, now, seen, state, micro = trainer.training_step, None, [], [], None
+
+    def fits(model, inputs, items):
+        """The loss, or None if memory ran out; then what the failed pass holds is free when this returns."""
+        try:
+            return in_parts(model, inputs, items) if micro else step(model, dict(inputs), items)
+        except RuntimeError as error:
+            if not isinstance(error, torch.OutOfMemoryError) and not should_reduce_batch_size(error):
+                raise
+
+    def in_parts(model, inputs, items):
+        steps, rows, losses = trainer.current_gradient_accumulation_steps, _rows_of(inputs), []
+        for begin in range(0, rows, micro):
+            part = {name: _part(value, rows, begin, begin + micro) for name, value in inputs.items()}
+            trainer.current_gradient_accumulation_steps = steps * rows / _rows_of(part)  # what a mean is divided by
+            losses.append(step(model, part, items))
+        trainer.current_gradient_accumulation_steps = steps
+        return sum(losses)
+
+    def training_step(model, inputs, num_items_in_batch=None):
+        nonlocal micro, now
+        if now != (now := (id(trainer.state), trainer.state.global_step)):
+            seen.clear()  # the micro-batches of this step, to repeat them
+            state[:] = torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+        seen.append(inputs)
+        if (loss := fits(model, inputs, num_items_in_batch)) is not None:
+            return loss
+        rows = _rows_of(inputs)
+        if micro or rows == 1:
+            raise CourseError(_advice(micro or rows, trainer, planned))
+        micro = (rows + 1) // 2
+        place = f"step {trainer.state.global_step + 1}: out of memory with {rows} rows at once"
+        print(f"{place}, so it is repeated with {micro} at once; the effective batch stays the same.")
+        model.zero_grad()
+        clear_device_cache(garbage_collection=True)
+        torch.set_rng_state(state[0])
+        for number, device in enumerate(state[1]):
+            torch.cuda.set_rng_state(device, number)
+        for batch in seen:
+            if (loss := fits(model, batch, num_items_in_batch)) is None:
+                raise CourseError(_advice(micro, trainer, planned))
+        return loss
+
+    trainer.training_step = training_step
+
+
+def _averages(trainer):
+    """Whether the model's loss ignores the number of items that Trainer hands to it; False if it gets none."""
+    own = type(trainer).compute_loss is not Trainer.compute_loss or trainer.compute_loss_func is not None
+    if own or not trainer.model_accepts_loss_kwargs:
+        return False
+    model, training = trainer.model, trainer.model.training
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), trainer.compute_loss_context_manager():
+        batch = next(iter(trainer.get_eval_dataloader(trainer.train_dataset.select([0]))))
+        batch = {name: value.to(trainer.args.device) for name, value in batch.items()}
+        model.eval()
+        one, two = (trainer.compute_loss(model, batch, num_items_in_batch=number).item() for number in (1, 2))
+        model.train(training)
+    return one == two
+
+
+def _rows_of(inputs):
+    return next(len(value) for value in inputs.values() if torch.is_tensor(value))
+
+
+def _part(value, rows, begin, end):
+    return value[begin:end] if torch.is_tensor(value) and value.shape[:1] == (rows,) else value
+
+
+def _advice(rows, trainer, planned):
+    """What to do when half of the micro-batch, or one row, is too much."""
+    advice = []
+    if planned:
+        advice.append(f"the plan of this run was {planned['total'] / GIB:.1f} GiB")
+    if torch.cuda.is_available():
+        card = torch.cuda.get_device_properties(0).total_memory / GIB
+        advice.append(f"this card has {card:.1f} GiB" + (" in all" if not planned else ""))
+        advice += [f"enough for {planned.largest_batch(card)} rows at once by the plan"] if planned else []
+    smaller = max(1, rows // 2)
+    steps = trainer.args.train_batch_size * trainer.args.gradient_accumulation_steps // smaller
+    remedy = f"set per_device_train_batch_size to {smaller} and gradient_accumulation_steps to {steps}"
+    remedy += ", turn activation_checkpointing on, shorten max_length, or close what else uses the card"
+    place = f"step {trainer.state.global_step + 1}: out of memory again, with {rows} rows at once"
+    return f"{place}; {', '.join(advice)}{'; ' * bool(advice)}{remedy}."
