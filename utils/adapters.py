@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from utils.checkpoints import safe_weights
 from utils.checks import CourseError, closest
 
 FINGERPRINT = "base_fingerprint.json"
@@ -110,7 +111,9 @@ def check_base(model, folder):
     """Raises CourseError if `model`, quantized or not, is not the base on which the adapter in `folder` was trained.
 
     Values may differ by rounding (bfloat16, float16) only; weights of another model are refused, equal shapes too.
+    An adapter that is not in the safetensors format is refused as well.
     """
+    safe_weights(folder)
     path = Path(folder) / FINGERPRINT
     if not path.exists():
         remedy = "save it beside the adapter with adapters.save_fingerprint(model, folder)"

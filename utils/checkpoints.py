@@ -106,6 +106,16 @@ def fault(checkpoint):
     return f"{some(broken)} is not whole" if broken else ""
 
 
+def safe_weights(folder):
+    """Raises CourseError if a folder has weights, but none in the safetensors format: all other formats are pickles,
+    which can run code when they are opened. Nothing is opened here."""
+    names = sorted(file.name for file in Path(folder).glob("*") if file.is_file())
+    pickles = [name for name in names if name.endswith((".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".h5"))]
+    if pickles and not any(name.endswith(".safetensors") for name in names):
+        remedy = "get the model in the safetensors format, which holds numbers only"
+        raise CourseError(f"{folder}: {some(pickles)} can run code when it is opened; {remedy}.")
+
+
 def _whole_tensors(file):
     """Whether the header of a .safetensors file agrees with the file's size."""
     try:

@@ -1,11 +1,13 @@
-"""Guards a training run: against a loss that is no number, and against memory that runs out."""
+"""Guards a run: against a loss that is no number, memory that runs out, and a model that is no mere numbers."""
 
 import math
+from pathlib import Path
 
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
-from transformers import Trainer, TrainerCallback
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, Trainer, TrainerCallback
 
+from utils import checkpoints
 from utils.checks import CourseError
 from utils.memory import GIB
 
@@ -161,3 +163,29 @@ def _advice(rows, trainer, planned):
     remedy += ", turn activation_checkpointing on, shorten max_length, or close what else uses the card"
     place = f"step {trainer.state.global_step + 1}: out of memory again, with {rows} rows at once"
     return f"{place}; {', '.join(advice)}{'; ' * bool(advice)}{remedy}."
+
+
+def check_model(model_id):
+    """Checks a model, a folder or a hub id, before its weights are loaded.
+
+    Raises CourseError if it is neither here nor in the cache while the hub cannot be asked; if a folder's weights are
+    not safetensors; if it brings code of its own; or if its tokenizer has ids beyond the model's embeddings.
+    """
+    if Path(model_id).is_dir():
+        checkpoints.safe_weights(model_id)
+    try:
+        if "auto_map" in PreTrainedConfig.get_config_dict(model_id)[0]:
+            remedy = "the course runs no code of a model; take one whose architecture transformers knows"
+            raise CourseError(f"{model_id}: config.json names Python files of its own (auto_map); {remedy}.")
+        config = AutoConfig.from_pretrained(model_id, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(model_id, trust_remote_code=False)
+    except CourseError:
+        raise
+    except (OSError, ValueError) as error:
+        remedy = "correct model_id, go online, accept the model's terms on its page at the hub, or use PROFILE = 'tiny'"
+        raise CourseError(f"{model_id}: {' '.join(str(error).split())[:200]} …; {remedy}.") from None
+    vocabulary = tokenizer.get_vocab()
+    token = max(vocabulary, key=vocabulary.get)
+    if vocabulary[token] >= config.vocab_size:
+        fault = f"its tokenizer gives {token!r} the number {vocabulary[token]}, but the model has {config.vocab_size}"
+        raise CourseError(f"{model_id}: {fault} tokens; use the tokenizer that the model was trained with.")

@@ -1,0 +1,93 @@
+"""Models and adapters bring numbers, never code; what does not fit a model is refused before its weights are loaded."""
+
+import json
+import os
+import shutil
+
+import pytest
+import torch
+from conftest import ROOT, refusal
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from utils import adapters, guard
+
+MODELS = ROOT / "data" / "models"
+FOLDERS = sorted(path.parent for path in MODELS.glob("*/config.json"))
+
+
+class Payload:
+    """What a malicious pickle does when somebody opens it."""
+
+    def __init__(self, canary):
+        self.canary = canary
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.canary),)
+
+
+@pytest.fixture
+def model(tmp_path):
+    return shutil.copytree(MODELS / "tiny-bert", tmp_path / "tiny-bert")
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: path.name)
+def test_the_models_of_the_course_are_accepted(folder):
+    guard.check_model(str(folder))
+
+
+def test_a_pickled_model_is_refused_and_stays_closed(model, tmp_path):
+    canary = tmp_path / "opened"
+    (model / "model.safetensors").unlink()
+    torch.save(Payload(canary), model / "pytorch_model.bin")
+    message = refusal(guard.check_model, str(model))
+    assert f"{model}: pytorch_model.bin can run code when it is opened; get the model in the safetensors" in message
+    assert not canary.exists()
+    with pytest.raises(Exception, match="(?i)weights.only"):  # and the stack of today does not run it either
+        AutoModelForSequenceClassification.from_pretrained(model)
+    assert not canary.exists()
+    torch.load(model / "pytorch_model.bin", weights_only=False)  # the test could fail: the payload works
+    assert canary.exists()
+
+
+def test_a_pickled_adapter_is_refused_and_stays_closed(tmp_path):
+    canary, folder = tmp_path / "opened", tmp_path / "adapter"
+    base = AutoModelForSequenceClassification.from_pretrained(MODELS / "tiny-bert", dtype=torch.float32)
+    tuned = get_peft_model(base, LoraConfig(task_type="SEQ_CLS", target_modules=["query"]))
+    tuned.save_pretrained(folder)
+    adapters.save_fingerprint(tuned, folder)
+    adapters.check_base(base, folder)
+    (folder / "adapter_model.safetensors").unlink()
+    torch.save(Payload(canary), folder / "adapter_model.bin")
+    assert "adapter_model.bin can run code when it is opened" in refusal(adapters.check_base, base, folder)
+    assert not canary.exists()
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["known architecture", "unknown architecture"])
+def test_a_model_with_code_of_its_own_is_refused_and_it_does_not_run(model, tmp_path, known):
+    canary = tmp_path / "ran"
+    config = json.loads((model / "config.json").read_text())
+    config |= {"auto_map": {"AutoConfig": "own.OwnConfig"}} | ({} if known else {"model_type": "own"})
+    (model / "config.json").write_text(json.dumps(config))
+    (model / "own.py").write_text(f"import os\nos.mkdir({str(canary)!r})\n")
+    assert "the course runs no code of a model" in refusal(guard.check_model, str(model))
+    assert not canary.exists()
+
+
+def test_a_tokenizer_of_another_model_is_refused(model):
+    for file in (MODELS / "tiny-opt").glob("*token*"):
+        shutil.copy(file, model)
+    vocabulary = AutoTokenizer.from_pretrained(model).get_vocab()
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"vocab_size": max(vocabulary.values())}))
+    message = refusal(guard.check_model, str(model))
+    assert f"the number {max(vocabulary.values())}, but the model has {max(vocabulary.values())} tokens" in message
+    (model / "config.json").write_text(json.dumps(config | {"vocab_size": max(vocabulary.values()) + 1}))
+    guard.check_model(str(model))
+
+
+def test_a_model_that_is_not_here_is_a_sentence_at_once(monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    message = refusal(guard.check_model, "google-bert/bert-base-uncased-of-nobody")
+    assert message.startswith("google-bert/bert-base-uncased-of-nobody: ")
+    assert "go online, accept the model's terms on its page at the hub, or use PROFILE = 'tiny'." in message
