@@ -153,6 +153,7 @@ def write_tokenizer(shape, folder):
     settings["model_max_length"] = shape.get("max_position_embeddings", settings.get("model_max_length", 512))
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
     (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    configuration(shape)[0].save_pretrained(folder)  # AutoTokenizer reads it; write_weights completes it
 
 
 def configuration(shape):
@@ -190,7 +191,7 @@ def write_weights(shape, folder):
 
 
 class Writer:
-    """Texts of a wanted number of tokens, from sentences that the tokenizer knows."""
+    """Texts of a wanted number of tokens, from sentences that the tokenizer knows; `lengths` are the tokens of each."""
 
     def __init__(self, tokenizer, sentences, seed=0):
         sentences = sorted({*sentences})
@@ -223,62 +224,71 @@ def bills(tokenizer):
         text, summary = writer.text("text", 1590, 0.5), writer.text("summary", 177, 0.5)
         return {"text": text, "summary": summary, "title": writer.random.choice(toy)["title"]}
 
-    return {"train": [row() for _ in range(1100)], "test": [row() for _ in range(260)]}, writer.lengths, {}
+    rows = {"train": [row() for _ in range(1100)], "test": [row() for _ in range(260)]}
+    return rows, writer.lengths["text"], writer.lengths, {}
 
 
 def talks(tokenizer):
     """LIMA: a question of about 100 words, an answer of about 450, sometimes two of each; no answers in its test."""
+    inputs = []
     turns = [turn for row in read_rows("car_manual", "train") for turn in row["conversations"]]
     writer = Writer(tokenizer, turns)
 
     def row(answered=True):
         several = answered and writer.random.random() < 0.03
-        found = []
+        found, total = [], 0
         for _ in range(1 + several):
-            found += [writer.text("question", 83, 0.6), writer.text("answer", 400, 0.485)][: 1 + answered]
+            found.append(writer.text("question", 83, 0.6))
+            total += writer.lengths["question"][-1]
+            if answered:
+                found.append(writer.text("answer", 400, 0.485))
+                total += writer.lengths["answer"][-1]
+        inputs.extend([total] * answered)
         return {"conversations": found, "source": "multi_turn" if several else writer.random.choice(SOURCES)}
 
     rows = {"train": [row() for _ in range(1030)], "test": [row(answered=False) for _ in range(300)]}
-    return rows, writer.lengths, {"data_files": {}}
+    return rows, inputs, writer.lengths, {"data_files": {}}
 
 
 SOURCES = ("stackexchange", "wikihow", "authors")
-DATA = {  # dataset_id: how rows are written, and how many with answers the real set has
+# dataset_id: a function of a tokenizer that returns the rows of each split, the input tokens of each row, the tokens
+# of each kind of text and further overrides; and how many rows with answers the real set has
+DATA = {
     "FiscalNote/billsum": (bills, {"train": 18949, "test": 3269}),
     "GAIR/lima": (talks, {"train": 1030}),
 }
 
 
 def write_rows(run, tokenizer, folder):
-    """The data of a rehearsal: overrides, sizes of the real splits, longest input and answer in tokens, a description.
+    """The data of a rehearsal: overrides, sizes of the real splits, a description, and lengths in tokens as the lesson
+    cuts them: the longest input, the mean input, the longest target.
 
     A data set that lies on this machine is used as it is; another is replaced by synthetic rows in `folder`.
     """
-    classes, target, local = None, None, Path(run.dataset_id)
+    found, local, targets = {"overrides": {}, "classes": None}, Path(run.dataset_id), [0]
     if local.exists():
         texts = [json.loads(line) for line in (local / "train.jsonl").read_text("utf-8").splitlines()]
-        sizes = {file.stem: len(file.read_text("utf-8").splitlines()) for file in local.glob("*.jsonl")}
-        lengths = [len(ids) for ids in tokenizer([row[run.text_column] for row in texts])["input_ids"]]
-        classes = len({row[run.label_column] for row in texts})
-        overrides, longest = {}, max(lengths)
-        described = str(local).replace(f"{ROOT}{os.sep}", "")
+        found["sizes"] = {file.stem: len(file.read_text("utf-8").splitlines()) for file in local.glob("*.jsonl")}
+        inputs = [len(ids) for ids in tokenizer([row[run.text_column] for row in texts])["input_ids"]]
+        found["classes"] = len({row[run.label_column] for row in texts})
+        found["described"] = str(local).replace(f"{ROOT}{os.sep}", "")
     elif run.dataset_id in DATA:
-        make, sizes = DATA[run.dataset_id]
-        rows, lengths, extra = make(tokenizer)
+        make, found["sizes"] = DATA[run.dataset_id]
+        rows, inputs, lengths, extra = make(tokenizer)
         folder.mkdir(parents=True, exist_ok=True)
-        for split, found in rows.items():
-            text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found)
+        for split, some in rows.items():
+            text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in some)
             (folder / f"{split}.jsonl").write_text(text, encoding="utf-8")
-        medians = ", ".join(f"{kind} {statistics.median(found):,.0f}" for kind, found in lengths.items())
-        counts = " + ".join(f"{len(found):,}" for found in rows.values())
-        described = f"{counts} synthetic rows in the columns of {run.dataset_id}; median tokens: {medians}"
-        overrides, longest = {"dataset_id": str(folder), **extra}, sum(max(found) for found in lengths.values())
-        target = max(lengths.get("summary", [0]))
+        medians = ", ".join(f"{kind} {statistics.median(some):,.0f}" for kind, some in lengths.items())
+        counts = " + ".join(f"{len(some):,}" for some in rows.values())
+        found["described"] = f"{counts} synthetic rows in the columns of {run.dataset_id}; median tokens: {medians}"
+        found["overrides"] = {"dataset_id": str(folder), **extra}
+        targets = lengths.get("summary", targets)
     else:
         raise CourseError(f"{run.dataset_id}: no synthetic rows are known for this data set; add them to DATA.")
-    limits = {"longest": (longest, run.max_length), "target": (target, getattr(run, "max_target_length", None))}
-    found = {name: value and limit and min(value, limit) for name, (value, limit) in limits.items()}
-    return found | {"classes": classes, "overrides": overrides, "sizes": sizes, "described": described}
+    inputs = [min(length, run.max_length) for length in inputs]
+    found |= {"longest": max(inputs), "mean": statistics.mean(inputs)}
+    return found | {"target": min(max(targets), getattr(run, "max_target_length", 0))}
 
 
 # ---- what a whole run will take ----------------------------------------------------------------------------------
@@ -296,11 +306,12 @@ def split_sizes(run, sizes):
     return sizes
 
 
-def project(run, cut, sizes, record):
+def project(run, cut, sizes, record, lengths=1.0):
     """Seconds of the whole run by part, from the record of a rehearsal with the overrides `cut`.
 
     Training: steps and evaluations of the profile at the measured rates. Generation outside of it grows with eval_rows,
     trainings for comparison with their steps; what else a lesson does took as long in the rehearsal.
+    lengths: mean tokens of a row, by those of the rows in the rehearsal; rows grouped by length begin with the longest.
     """
     rows, main, later = split_sizes(run, sizes), record["trainings"][0], record["trainings"][1:]
     batches = math.ceil(rows["train"] / run.per_device_train_batch_size)
@@ -309,7 +320,7 @@ def project(run, cut, sizes, record):
     evaluations = steps // getattr(run, "eval_steps", getattr(run, "logging_steps", steps))
     judged = sum(count for count, _ in main["evaluations"])
     a_row = sum(seconds for _, seconds in main["evaluations"]) / max(1, judged)
-    found = {"steps": steps * step_seconds(main)}
+    found = {"steps": steps * step_seconds(main) * lengths}
     found["evaluations"] = evaluations * rows["validation"] * a_row
     found["checkpoints"] = evaluations * main["save_seconds"] / max(1, main["saves"])
     growth = run.eval_rows / cut["eval_rows"] if "eval_rows" in cut else 1
@@ -319,7 +330,8 @@ def project(run, cut, sizes, record):
     if "compare_seeds" in cut and cut["compare_seeds"]:
         seeds = (3 * run.compare_seeds - 1) / (3 * cut["compare_seeds"] - 1)
     fixed = [one["end"] - one["begin"] - one["steps"] * step_seconds(one) for one in later]
-    found["comparisons"] = seeds * sum(s + wanted * step_seconds(one) for s, one in zip(fixed, later, strict=True))
+    each = [wanted * step_seconds(one) * lengths for one in later]
+    found["comparisons"] = seeds * sum(map(sum, zip(fixed, each, strict=True)))
     elsewhere = sum(cell["seconds"] for cell in record["cells"]) - record["generate_seconds"]
     found["the rest"] = elsewhere - sum(one["end"] - one["begin"] for one in record["trainings"])
     return found, steps
@@ -461,17 +473,18 @@ def refuse_what_does_not_fit(args, plan, disk, free):
 def rehearse(args, folder):
     """Prepares, runs and reports one rehearsal in a temporary folder; the exit code."""
     paths = {path.name[:2]: path for path in (ROOT / "notebooks").glob("[0-9]*.ipynb")}
-    if (path := paths.get(args.nb.zfill(2))) is None:
-        raise CourseError(f"there is no lesson {args.nb!r}; choose NB from {', '.join(sorted(paths)[1:])}.")
+    paths = {name: path for name, path in paths.items() if "trainer" in assignments(path)[0]}
+    if (path := paths.get(args.nb.zfill(2) if args.nb else "")) is None:
+        raise CourseError(f"there is no lesson {args.nb!r} to rehearse; choose NB from {', '.join(sorted(paths))}.")
     run = profile_of(path, args.profile, args.overrides)
     cut = cuts(run, args.steps)
     known = json.loads(args.sizes.read_text("utf-8"))
     if run.model_id not in known:
         raise CourseError(f"{run.model_id}: its shape is not known; add its configuration to {args.sizes.name}.")
     shapes = {value: known[value] for value in vars(run).values() if isinstance(value, str) and value in known}
+    enter(folder, args.gpu_memory * 1e9)
     for model_id, shape in shapes.items():
         write_tokenizer(shape, snapshot(folder / "hf" / "hub", model_id))
-    enter(folder, args.gpu_memory * 1e9)
     from transformers import AutoTokenizer  # not above: it reads the environment
 
     rows = write_rows(run, AutoTokenizer.from_pretrained(run.model_id), folder / "rows")
@@ -556,16 +569,18 @@ def report(args, path, run, cut, rows, plan, folder):
         "measured_steps": main["steps"],
         "warm_up_seconds": main["warm_up_seconds"],
     }
-    found["rows_per_second"] = batch / found["step_seconds"]
-    line = f"{found['step_seconds']:.3f} s a step ({main['steps']} steps after {main['warm_up_steps']} of warm-up)"
-    line += f", {found['rows_per_second']:.1f} rows/s"
+    line, lengths = f"{found['step_seconds']:.3f} s a step of {batch} rows", 1.0
+    line += f" ({main['steps']} steps after {main['warm_up_steps']} of warm-up)"
     if found["complete"]:
         lesson = json.loads((results / "results.json").read_text("utf-8"))
         tokens = lesson["real_tokens_per_second"] / lesson["rows_per_second"]
-        found["real_tokens_per_second"] = tokens * found["rows_per_second"]
-        line += f", {found['real_tokens_per_second']:,.0f} real tokens/s ({tokens:.0f} a row)"
-    print(f"training: {line}")
-    found["projected_seconds"], found["projected_steps"] = project(run, cut, rows["sizes"], record)
+        lengths, found["tokens_a_row"] = rows["mean"] / tokens, {"here": tokens, "whole set": rows["mean"]}
+        found["real_tokens_per_second"] = tokens * batch / found["step_seconds"]
+        line += f", {found['real_tokens_per_second']:,.0f} real tokens/s (tokens a row: {tokens:.0f} in these steps,"
+        line += f" {rows['mean']:.0f} in the whole set)"
+    found["rows_per_second"] = batch / found["step_seconds"] / lengths
+    print(f"training: {line}, {found['rows_per_second']:.1f} rows/s of the whole set")
+    found["projected_seconds"], found["projected_steps"] = project(run, cut, rows["sizes"], record, lengths)
     total = sum(found["projected_seconds"].values())
     parts = ", ".join(f"{name} {hours(value)}" for name, value in found["projected_seconds"].items() if value >= 1)
     whole = f"at most about {hours(total)} ({total / 3600:.2f} h) for {found['projected_steps']:,} steps"
