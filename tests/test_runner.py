@@ -11,11 +11,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import psutil
 import pytest
 
+from utils import runner
 from utils.runner import SENTINEL
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -27,6 +29,13 @@ HANG = """import os, pathlib, subprocess, time
 subprocess.Popen(['sleep', '600'])
 pathlib.Path(OUTPUT_DIR, 'pid').write_text(str(os.getpid()))
 time.sleep(600)"""
+MEMORY = "import resource\nresource.setrlimit(resource.RLIMIT_AS, (2**32, 2**32))\nx = bytearray(2**40)"
+# from here on papermill cannot write the notebook: /dev/full answers as a full disk does
+DISK = """import pathlib, time
+time.sleep(1)
+path = pathlib.Path(OUTPUT_DIR, 'lesson.partial.ipynb')
+path.unlink()
+path.symlink_to('/dev/full')"""
 COMPLETE = [
     f"import json, pathlib\npathlib.Path(OUTPUT_DIR, 'results.json').write_text(json.dumps({RESULTS}))",
     "import os\nprint(PROFILE, SEED, os.environ['HF_HUB_OFFLINE'])\nprint(repr(OVERRIDES))",
@@ -39,6 +48,10 @@ COMPLETE = [
 # name: (code cells behind the parameters, options, signal to send while HANG hangs)
 RUNS = {
     "time_limit": ([HANG, END], ["--timeout", "8"], None),
+    "cell_limit": ([HANG, END], ["--cell-timeout", "8"], None),
+    "sigkill": ([HANG, END], [], signal.SIGKILL),
+    "memory": ([MEMORY, END], [], None),
+    "disk": (["x = 1", DISK, END], [], None),
     "complete": (COMPLETE, ["--overrides", json.dumps(OVERRIDES), "--seed", "7"], None),
     "sigint": ([HANG, END], [], signal.SIGINT),
     "sigterm": ([HANG, END], [], signal.SIGTERM),
@@ -113,8 +126,9 @@ def runs(tmp_path_factory):
         if number:
             process.send_signal(number)
         result = course.finish(process)
+        alive = psutil.wait_procs(family, timeout=0 if number != signal.SIGKILL else 20)[1]
         # a killed process that its new parent has not waited for yet is a zombie
-        alive = [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+        alive = [p for p in alive if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
         return course, result, alive
 
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
@@ -131,6 +145,9 @@ def code_cells(path):
     ("name", "exit_code", "words"),
     [
         ("time_limit", 1, ["--timeout of 8 s"]),
+        ("cell_limit", 1, ["code cell 2 (6 Training)", "--cell-timeout of 8 s"]),
+        ("memory", 1, ["code cell 2 (6 Training)", "MemoryError"]),
+        ("disk", 1, ["code cell 3 (6 Training)", "ended with 1: OSError: [Errno 28] No space left on device"]),
         ("sigint", 130, ["code cell 2 (6 Training)", "SIGINT"]),
         ("sigterm", 143, ["code cell 2 (6 Training)", "SIGTERM"]),
         ("exception", 1, ["code cell 3 (6 Training)", "KeyError: 'no such label'"]),
@@ -153,6 +170,44 @@ def test_failure(runs, name, exit_code, words):
     assert not course.final.exists()
     assert re.search(r"^lesson +tiny .*failed$", out, re.MULTILINE), out
     assert left_over == []
+
+
+def test_of_a_full_disk_the_newest_whole_notebook_is_kept(runs):
+    course, *_ = runs["disk"].result()
+    assert not course.partial.is_symlink()
+    assert [cell.execution_count for cell in code_cells(course.partial)][:3] == [1, 2, 3]
+
+
+def test_the_runner_itself_killed_leaves_no_process_and_no_final_name(runs):
+    course, (code, *_), left_over = runs["sigkill"].result()
+    assert code == -signal.SIGKILL
+    assert left_over == []
+    assert code_cells(course.partial)
+    assert not course.final.exists()
+
+
+def test_a_disk_that_is_nearly_full_is_named(tmp_path, monkeypatch, capsys):
+    """Some libraries say something else then: torch.save speaks of an "unexpected pos"."""
+    args = SimpleNamespace(profile="tiny", timeout=60, cell_timeout=60)
+    monkeypatch.setattr(runner.shutil, "disk_usage", lambda folder: SimpleNamespace(free=3 * 2**20))
+    monkeypatch.setattr(runner, "watch", lambda *_: ("code cell 2 raised RuntimeError: unexpected pos", b""))
+    assert runner.run(tmp_path / "lesson.ipynb", tmp_path, {}, args)[-1] == "failed"
+    assert "unexpected pos; 3 MiB are free on that disk, so delete something first." in capsys.readouterr().err
+
+
+def test_a_folder_in_use_is_left_alone(tmp_path):
+    course = Course(tmp_path, END)
+    code = "import sys, time; from utils import checkpoints; checkpoints.own_folder(sys.argv[1])"
+    command = [sys.executable, "-c", f"{code}; print('mine', flush=True); time.sleep(600)", str(course.output)]
+    owner = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert owner.stdout.readline() == "mine\n"
+    code, out, err = course.finish(course.start())
+    owner.kill()
+    owner.wait()
+    assert (code, out) == (2, "")
+    assert f"process {owner.pid} on " in err
+    assert len(err.strip().splitlines()) == 1, err
+    assert course.final.read_text() == "an earlier run"
 
 
 def test_complete_run(runs):
