@@ -4,10 +4,12 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import nbformat
+import psutil
 import pytest
 
 from utils.checks import CourseError
@@ -48,7 +50,7 @@ def run_notebook(offline, tmp_path_factory):
     """A function that runs a notebook with utils.runner and returns exit code, output, folder and results."""
 
     def run(notebook, *options, cwd=ROOT):
-        out = tmp_path_factory.mktemp("out")
+        out = Path(options[options.index("--out") + 1]) if "--out" in options else tmp_path_factory.mktemp("out")
         command = [sys.executable, "-m", "utils.runner", "--nb", str(notebook), "--out", str(out), *options]
         done = subprocess.run(command, cwd=cwd, env=offline, capture_output=True, text=True)
         name = LESSON if notebook == "01" else Path(notebook).stem
@@ -58,6 +60,30 @@ def run_notebook(offline, tmp_path_factory):
         return SimpleNamespace(
             code=done.returncode, text=done.stdout + done.stderr, folder=folder, name=name, results=results
         )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def run_killed_and_resumed(offline, run_notebook, tmp_path_factory):
+    """A function that runs a notebook, kills its kernel when a checkpoint is there, and runs it again to go on."""
+
+    def run(notebook, step, overrides):
+        out = tmp_path_factory.mktemp("killed")
+        options = ["--out", str(out), "--overrides"]
+        command = [sys.executable, "-m", "utils.runner", "--nb", str(notebook), *options, json.dumps(overrides)]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        runner = subprocess.Popen(command, cwd=ROOT, env=offline, **pipes)
+        state = out / "tiny" / Path(notebook).stem / "checkpoints" / f"checkpoint-{step}" / "trainer_state.json"
+        while not state.exists() and runner.poll() is None:
+            time.sleep(0.02)
+        for process in psutil.Process(runner.pid).children(recursive=True):
+            if "ipykernel_launcher" in process.cmdline():
+                process.kill()
+        text = runner.communicate()[0]
+        assert runner.returncode == 1, text
+        assert "the kernel died" in text
+        return run_notebook(notebook, *options, json.dumps(overrides | {"resume_from_checkpoint": True}))
 
     return run
 

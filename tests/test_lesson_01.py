@@ -69,6 +69,17 @@ def test_a_second_run_from_elsewhere_gives_the_same_numbers(lesson, run_notebook
     assert list(tmp_path.iterdir()) == []
 
 
+def test_killed_and_run_again_it_ends_as_if_nothing_had_happened(lesson, run_killed_and_resumed):
+    """Early stopping included: kill -9 of the kernel between two evaluations, then the same notebook to go on."""
+    done = run_killed_and_resumed(ROOT / "notebooks" / f"{LESSON}.ipynb", 100, {})
+    assert done.code == 0, done.text
+    assert "Going on from checkpoint-1" in (done.folder / f"{LESSON}.ipynb").read_text()
+    for key in set(lesson.results) - TIMES:
+        assert done.results[key] == lesson.results[key], key
+    for name in ("model/model.safetensors", "test_logits.npy"):
+        assert (done.folder / name).read_bytes() == (lesson.folder / name).read_bytes(), name
+
+
 def test_the_network_guard_blocks(offline):
     code = "import urllib.request; urllib.request.urlopen('http://192.0.2.1', timeout=1)"
     done = subprocess.run([sys.executable, "-c", code], env=offline, capture_output=True, text=True)

@@ -44,6 +44,18 @@ def test_it_learns_on_three_seeds_as_well_as_full_fine_tuning(qlora):
     assert np.mean(accuracies(record, "LoRA")) > record["baseline"]
 
 
+def test_killed_and_run_again_it_ends_as_if_nothing_had_happened(qlora, run_killed_and_resumed):
+    """4-bit base, adapter and 8-bit optimizer states included."""
+    done = run_killed_and_resumed(NOTEBOOK, 50, {"compare_seeds": 0})
+    assert done.code == 0, done.text
+    assert "Going on from checkpoint-" in (done.folder / f"{NAME}.ipynb").read_text()
+    for key in ("baseline", "before", "after", "n_train", "n_eval", "trainable_parameters"):
+        assert done.results[key] == qlora.results[key], key
+    assert done.results["metrics"]["log_loss"] == qlora.results["metrics"]["log_loss"]
+    for name in ("adapter/adapter_model.safetensors", "test_logits.npy"):
+        assert (done.folder / name).read_bytes() == (qlora.folder / name).read_bytes(), name
+
+
 def test_at_learning_rate_0_it_does_not(run_notebook):
     overrides = '{"learning_rate": 0, "max_steps": 10, "eval_steps": 5, "compare_seeds": 0}'
     done = run_notebook(NOTEBOOK, "--overrides", overrides)
