@@ -119,6 +119,7 @@ def world_dialogues(rows, seed=SEED):
 def main():
     import build_car_manual  # not above: each builder can be imported alone
     import build_toy_bills
+    import build_toy_preference
 
     for split, rows in driver_intent().items():
         path = DATA / "driver_intent" / f"{split}.jsonl"
@@ -129,6 +130,8 @@ def main():
         print(f"data/toy_bills/{split}.jsonl: {rows} rows")
     for split, rows in build_car_manual.write(DATA / "car_manual").items():
         print(f"data/car_manual/{split}.jsonl: {rows} rows")
+    for name, rows in build_toy_preference.write(DATA / "toy_preference").items():
+        print(f"data/toy_preference/{name}: {rows} rows")
 
 
 if __name__ == "__main__":

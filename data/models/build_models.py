@@ -137,10 +137,12 @@ def build_tiny_bert(folder, steps=STEPS):
 
 
 def main():
+    from build_tiny_gemma2 import build_tiny_gemma2
     from build_tiny_opt import build_tiny_opt  # not above: the model's own script imports nothing from here
     from build_tiny_t5 import build_tiny_t5
 
     builders = {"tiny-bert": build_tiny_bert, "tiny-t5": build_tiny_t5, "tiny-opt": build_tiny_opt}
+    builders |= {"tiny-gemma-2": build_tiny_gemma2}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, help="stop after so many steps")
     parser.add_argument("--out", type=Path, default=MODELS, help="folder that receives tiny-bert/ and the others")

@@ -1,0 +1,200 @@
+"""Comparisons of two answers to a question about the car, and the letters that a tiny Gemma-2 reads before.
+
+Who wins is drawn from a known model of preference, so that the best possible log loss is known. An answer has a worth:
+is it right, does it help, is it polite? Two worths give the chances of A, B and a tie (Davidson, 1970). Questions,
+facts and gaps are those of car_manual. No fact of a test question occurs in the training comparisons.
+"""
+
+import csv
+import json
+import math
+import random
+import tomllib
+from pathlib import Path
+
+import build_car_manual
+from build_car_manual import ATTRIBUTES
+
+FOLDER = Path(__file__).resolve().parent / "toy_preference"
+WORDINGS = tomllib.loads((FOLDER / "wordings.toml").read_text(encoding="utf-8"))
+SEED = 47
+COLUMNS = "id model_a model_b prompt response_a response_b winner_model_a winner_model_b winner_tie".split()
+COMPARISONS = {"train": 2300, "test": 600}
+TEST_FACTS = 12  # of each attribute's 60
+RIGHT = 2.4  # the worth of a right answer; a wrong one, or a refusal where there is an answer, has none
+EXTRAS = {"help": 0.8, "": 0.0, "chatter": -0.2}
+TONES = {"polite": 0.4, "plain": 0.0, "rude": -0.8}
+SCALE, TIE = 2.0, 2.0
+# how often a model is right, helps, chatters; and the weights of its tones
+MODELS = {
+    "larkin-chat": (0.75, 0.45, 0.15, (5, 4, 1)),
+    "old-larkin-chat": (0.45, 0.25, 0.30, (2, 4, 2)),
+    "parrot": (0.55, 0.35, 0.40, (6, 2, 0)),
+    "grumpy-expert": (0.85, 0.20, 0.05, (0, 3, 4)),
+}
+TRUE = ["true_model_a", "true_model_b", "true_tie"]
+REPEATS = 120
+SILENT = 0.02  # how often a model gave no answer in a turn: null
+FIRST = 0.85  # in the training logs, the house's new model stood first this often; in the test it is a coin
+
+
+def questions(seed=SEED):
+    """{split: [[fact, ...], ...]}: prompts of one or two turns. Each fact of the manual stands in one prompt."""
+    rng = random.Random(seed)
+    every = build_car_manual.facts()
+    found = {"train": [], "test": []}
+    for attribute in ATTRIBUTES:
+        own = [fact for fact in every if fact["attribute"] == attribute]
+        rng.shuffle(own)
+        own.sort(key=lambda fact: fact["value"] is None)  # the same share of gaps in both splits
+        step = len(own) // TEST_FACTS
+        found["test"] += own[::step]
+        found["train"] += [fact for number, fact in enumerate(own) if number % step]
+    for split, facts in found.items():
+        rng.shuffle(facts)
+        turns = len(facts) // 6  # a third of the facts stands in prompts of two turns
+        found[split] = [list(pair) for pair in zip(facts[:turns], facts[turns : 2 * turns], strict=True)]
+        found[split] += [[fact] for fact in facts[2 * turns :]]
+    return found
+
+
+def ask(fact, split, rng):
+    return rng.choice(ATTRIBUTES[fact["attribute"]][split]).replace("<part>", fact["part"])
+
+
+def state(fact, value, rng):
+    """A sentence that gives a value as the answer, or that there is none."""
+    if value is None:
+        return rng.choice(WORDINGS["refusals"])
+    return rng.choice(WORDINGS["answers"][fact["attribute"]]).replace("<value>", value)
+
+
+def other_value(fact, rng):
+    return rng.choice([value for value in ATTRIBUTES[fact["attribute"]]["values"] if value != fact["value"]])
+
+
+def respond(facts, model, rng, silent=0.0):
+    """What a model answers to the questions of a prompt, and how good it is: {turns, right, kind, useful, worth}.
+    silent: how often it gives no answer in a turn."""
+    skill, helps, chatters, tones = MODELS[model]
+    tone = rng.choices([*TONES], tones)[0]
+    extra = rng.choices([*EXTRAS], [helps, 1 - helps - chatters, chatters])[0]
+    turns, right = [], []
+    for fact in facts:
+        right.append(rng.random() < skill)
+        value = fact["value"]
+        if not right[-1]:
+            refuses = value is not None and rng.random() < 0.2
+            value = None if refuses else other_value(fact, rng)
+        turns.append([state(fact, value, rng)])
+        if extra == "help":
+            turns[-1].append(rng.choice(WORDINGS["help"][fact["attribute"]]))
+        elif extra == "chatter":
+            turns[-1] += rng.sample(WORDINGS["chatter"], 2)
+    if tone == "polite" and rng.random() < 0.5:
+        turns[-1].append(rng.choice(WORDINGS["closing"]))
+    elif tone != "plain":
+        turns[0].insert(0, rng.choice(WORDINGS[tone]))
+    turns = [" ".join(parts) for parts in turns]
+    for turn in range(len(facts)):
+        if rng.random() < silent:
+            turns[turn], right[turn] = None, False
+    marks = {"right": sum(right) / len(right), "kind": TONES[tone], "useful": EXTRAS[extra]}
+    worth = RIGHT * marks["right"] + marks["kind"] + marks["useful"]
+    return {"turns": turns, "worth": worth} | marks
+
+
+def chances(worth_a, worth_b):
+    """The true probabilities that A wins, B wins, or neither."""
+    a, b = math.exp(SCALE * (worth_a - worth_b) / 2), math.exp(SCALE * (worth_b - worth_a) / 2)
+    total = a + b + TIE
+    return a / total, b / total, TIE / total
+
+
+def comparisons(seed=SEED):
+    """{split: rows}; a row is a dict with COLUMNS and "chances"."""
+    rng = random.Random(seed + 1)
+    splits, number = {}, 30_000
+    for split, prompts in questions(seed).items():
+        asked = [[ask(fact, split, rng) for fact in prompt] for prompt in prompts]
+        rows, seen = [], set()
+        while len(rows) < COMPARISONS[split]:
+            at = len(rows) % len(prompts)
+            a, b = rng.sample([*MODELS], 2)
+            if "larkin-chat" in (a, b) and rng.random() < (FIRST if split == "train" else 0.5):
+                a, b = sorted((a, b), key=lambda name: name != "larkin-chat")
+            first, second = (respond(prompts[at], model, rng, SILENT) for model in (a, b))
+            said_a, said_b = first["turns"], second["turns"]
+            if said_a == said_b or (at, *said_a, *said_b) in seen:
+                continue
+            seen |= {(at, *said_a, *said_b), (at, *said_b, *said_a)}
+            true = chances(first["worth"], second["worth"])
+            winner = rng.choices(range(3), true)[0]
+            number += rng.randrange(1, 900)
+            texts = [json.dumps(turns, ensure_ascii=False) for turns in (asked[at], said_a, said_b)]
+            values = [str(number), a, b, *texts, *(str(int(winner == place)) for place in range(3))]
+            rows.append(dict(zip(COLUMNS, values, strict=True)) | {"chances": true})
+        rng.shuffle(rows)
+        splits[split] = rows
+    return splits
+
+
+def world_letters(rows, seed=SEED):
+    """Unlabelled documents: questions, two answers to each, and what readers say of them. Half of the readers say after
+    each answer whether it is right; the others compare two answers mark by mark: which one is right, kinder, more
+    useful? Nowhere does it stand which one is better. No question stands in a wording of validation or test."""
+    rng = random.Random(seed + 2)
+    facts, letters, documents = build_car_manual.facts(), WORDINGS["letters"], []
+    for _ in range(rows):
+        lines = [rng.choice(letters["opening"])] if rng.random() < 0.3 else []
+        judged = rng.random() < 0.5
+        chosen = rng.sample(facts, 2 if judged else 1 + (rng.random() < 0.2))
+        answers = [[respond([fact], rng.choice([*MODELS]), rng) for fact in chosen] for _ in range(2)]
+        if not judged:
+            answers = [respond(chosen, rng.choice([*MODELS]), rng) for _ in range(2)]
+        for turn, fact in enumerate(chosen):
+            known = ATTRIBUTES[fact["attribute"]]
+            lines.append(
+                "Question: " + rng.choice(known["unlabelled"] + known["train"]).replace("<part>", fact["part"])
+            )
+            for name, answer in zip(("first", "second"), answers, strict=True):
+                said = answer[turn]["turns"][0] if judged else answer["turns"][turn]
+                lines.append(f"The {name} answer: {said}")
+                if judged:
+                    lines[-1] += " " + rng.choice(letters["right" if answer[turn]["right"] else "wrong"])
+        said, marks = [], rng.sample([*WORDINGS["marks"]], 0 if judged else 3)
+        asked_only = rng.random() < 0.3
+        for mark in marks:
+            said.append(rng.choice(WORDINGS["marks"][mark]))
+            if not asked_only or mark == marks[-1]:
+                a, b = (answer[mark] for answer in answers)
+                same = "both" if a > 0 else "neither"
+                said.append(rng.choice(letters["first" if a > b else "second" if b > a else same]))
+        documents.append("\n".join([*lines, " ".join(said)]).strip())
+    return documents
+
+
+def write(folder=FOLDER):
+    """Writes train.csv and train_more.csv, which overlap, test.csv, and true_probabilities.csv; {file: rows}.
+
+    The second file repeats rows of the first, some of them under another id, as the two files of the LMSYS competition
+    did: whoever joins them must drop the repeats.
+    """
+    splits, rng = comparisons(), random.Random(SEED + 3)
+    half = len(splits["train"]) // 2
+    again = rng.sample(splits["train"][:half], REPEATS)
+    renamed = [row | {"id": str(int(row["id"]) + 5_000_000)} for row in again[: REPEATS // 4]]
+    more = splits["train"][half:] + again[REPEATS // 4 :] + renamed
+    rng.shuffle(more)
+    files = {"train.csv": splits["train"][:half], "train_more.csv": more, "test.csv": splits["test"]}
+    every = {row["id"]: row for rows in files.values() for row in rows}.values()
+    chances_of = [{"id": row["id"]} | dict(zip(TRUE, row["chances"], strict=True)) for row in every]
+    tables = {name: (COLUMNS, rows) for name, rows in files.items()} | {
+        "true_probabilities.csv": (["id", *TRUE], chances_of)
+    }
+    for name, (columns, rows) in tables.items():
+        with (Path(folder) / name).open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+    return {name: len(rows) for name, (_, rows) in tables.items()}
