@@ -14,6 +14,7 @@ import json
 import math
 import os
 import random
+import re
 import shutil
 import signal
 import statistics
@@ -28,7 +29,7 @@ import psutil
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
-from utils import memory, runner  # noqa: E402  (nothing is installed where there is no .venv)
+from utils import memory  # noqa: E402  (nothing is installed where there is no .venv)
 from utils.checks import CourseError  # noqa: E402
 
 MODELS = ROOT / "data" / "models"
@@ -54,10 +55,22 @@ class Stopped(Exception):
 # ---- the lesson --------------------------------------------------------------------------------------------------
 
 
+def code_cells(path):
+    """The code cells of a notebook, each with its source as one text and its place in words."""
+    heading, found = "start", []
+    for cell in json.loads(path.read_text("utf-8"))["cells"]:
+        source = "".join(cell["source"]).strip()
+        if cell["cell_type"] == "markdown":
+            heading = (re.findall(r"^#+ (.+)", source, re.MULTILINE) or [heading])[-1]
+        elif "injected-parameters" not in cell["metadata"].get("tags", []):
+            found.append(cell | {"source": source, "place": f"code cell {len(found) + 1} ({heading})"})
+    return found
+
+
 def assignments(path):
     """{name: expression} of a notebook, and the cell that holds PROFILES."""
     found, table = {}, None
-    for cell in runner.code_cells(path):
+    for cell in code_cells(path):
         lines = [line for line in cell["source"].splitlines() if not line.lstrip().startswith(("!", "%"))]
         if "PROFILES = " in cell["source"]:
             table = cell["source"]
@@ -347,65 +360,107 @@ def step_seconds(training):
 # ---- the rehearsal -----------------------------------------------------------------------------------------------
 
 
-def ask(what, job):
-    """Does `what` in a process of its own, so that nothing of it stays on the card; returns its answer."""
-    (job["folder"] / "job.json").write_text(json.dumps(job, default=str), encoding="utf-8")
-    answer = job["folder"] / f"{what}.json"
-    code = call([sys.executable, __file__, "--child", what, str(job["folder"])], os.environ)
-    if code or not answer.exists():
-        raise CourseError(f"the step {what!r} ended with {code}; its message stands above.")
-    found = json.loads(answer.read_text("utf-8"))
-    if "refusal" in found:
-        raise CourseError(found["refusal"])
-    return found
+def prepare(args, folder):
+    """Writes tokenizers, rows and weights, prints what the rehearsal will be, and refuses what does not fit.
+
+    It runs in a process of its own, so that nothing of it stays on the card. Returns what `rehearse` needs, as a dict.
+    """
+    from transformers import AutoTokenizer  # not above: it reads the environment
+
+    path = lesson_of(args.nb)
+    run = profile_of(path, args.profile, args.overrides)
+    known = json.loads(args.sizes.read_text("utf-8"))
+    if run.model_id not in known:
+        raise CourseError(f"{run.model_id}: its shape is not known; add its configuration to {args.sizes.name}.")
+    shapes = {value: known[value] for value in vars(run).values() if isinstance(value, str) and value in known}
+    folders = {model_id: snapshot(folder / "hf" / "hub", model_id) for model_id in shapes}
+    for model_id, shape in shapes.items():
+        write_tokenizer(shape, folders[model_id])
+    rows = write_rows(run, AutoTokenizer.from_pretrained(run.model_id), folder / "rows")
+    cut = cuts(run, args.steps) | rows["overrides"]
+    card = find_card(run, args.gpu_memory * 1e9)
+    planned = plan_of(path, run, rows)
+    counts = {model_id: parameters(shape) for model_id, shape in shapes.items()}
+    disk, free = disk_need(counts), shutil.disk_usage(folder).free
+
+    place = f"{card['name']}, {card['total'] / memory.GIB:.0f} GiB" if card else ("a GPU", "the CPU")[args.cpu]
+    cap = f", as if it had {args.gpu_memory:g} GB" if args.gpu_memory else ""
+    print(f"Rehearsal of {path.stem}, profile {args.profile}, on {place}{cap}.")
+    print("It measures memory and time. The weights are random: what the model says and scores means nothing.")
+    for model_id, count in counts.items():
+        real = count * SIZES[KINDS[shapes[model_id]["model_type"]][2]]
+        print(f"  {model_id}: random weights, {gb(2 * count)} on disk, instead of a download of {gb(real)}")
+    print(f"  data: {rows['described']}")
+    print(f"  disk: about {gb(disk)} in {tempfile.gettempdir()}, removed at the end; free: {gb(free)}")
+    shown = {name: "(synthetic rows)" if name == "dataset_id" else value for name, value in cut.items()}
+    print(f"  overrides: {json.dumps(args.overrides | shown)}")
+    parts = ", ".join(f"{part} {size / memory.GIB:.2f}" for part, size in planned.items() if size)
+    print(f"  planned GiB at the fullest instant of a step: {parts}")
+    if not card and not args.cpu:
+        print(f"No GPU is here, so nothing was run. On a machine with one: {command_of(args)}")
+        return {"run": None}
+    refuse_what_does_not_fit(args, card, planned, disk, free)
+    started = time.perf_counter()
+    for model_id, shape in shapes.items():
+        write_weights(shape, folders[model_id])
+    print(f"Weights written in {time.perf_counter() - started:.0f} s. The lesson runs:")
+    return {"run": vars(run), "cut": cut, "rows": rows, "planned": planned}
 
 
-def child(what, folder):
-    """Answers `ask`."""
-    job = json.loads((folder / "job.json").read_text("utf-8"))
-    try:
-        found = {"plan": child_plan, "weights": child_weights}[what](job)
-    except CourseError as problem:
-        found = {"refusal": str(problem)}
-    (folder / f"{what}.json").write_text(json.dumps(found), encoding="utf-8")
+def lesson_of(name):
+    """The path of a lesson by its number, or of a notebook."""
+    paths = {path.name[:2]: path for path in (ROOT / "notebooks").glob("[0-9]*.ipynb")}
+    paths = {number: path for number, path in paths.items() if "trainer" in assignments(path)[0]}
+    path = Path(name).resolve() if name.endswith(".ipynb") else paths.get(name and name.zfill(2))
+    if path is None or not path.exists():
+        raise CourseError(f"there is no lesson {name!r} to rehearse; choose NB from {', '.join(sorted(paths))}.")
+    return path
 
 
-def child_plan(job):
-    """What the card has, what the lesson plans, and how large its models are."""
+def find_card(run, limit):
+    """The card's name and bytes: total, of them used by others, and what is left or `limit`; None without a GPU."""
     import torch
 
     from utils import environment
 
-    path, run, card, has = Path(job["path"]), SimpleNamespace(**job["run"]), None, 0
-    if torch.cuda.is_available():
-        free, total = torch.cuda.mem_get_info()
-        others = max(0, total - free - memory.CONTEXT)  # this process has a context, too
-        has = min(job["limit"] or math.inf, total - others)
-        card = {"name": torch.cuda.get_device_name(), "total": total, "others": others}
-        bf16 = {"bfloat16": getattr(run, "bf16", False)}
-        for dtype in {getattr(run, "dtype", None), getattr(run, "compute_dtype", None), *filter(bf16.get, bf16)}:
-            environment.check_dtype(dtype or "float32")
-    planned = plan_of(path, run, job["rows"])
-    return {
-        "card": card,
-        "has": has,
-        "needs": planned["total"] * (1 + memory.SLACK) + memory.CONTEXT,
-        "planned": planned,
-        "largest_batch": planned.largest_batch(has / memory.GIB) if card else None,
-        "parameters": {model_id: parameters(shape) for model_id, shape in job["shapes"].items()},
-    }
+    if not torch.cuda.is_available():
+        return None
+    free, total = torch.cuda.mem_get_info()
+    others = max(0, total - free - memory.CONTEXT)  # this process has a context, too
+    for dtype in (getattr(run, "dtype", None), getattr(run, "compute_dtype", None), getattr(run, "bf16", False)):
+        environment.check_dtype({True: "bfloat16"}.get(dtype, dtype or "float32"))
+    has = min(limit or math.inf, total - others)
+    return {"name": torch.cuda.get_device_name(), "total": total, "others": others, "has": has}
 
 
-def child_weights(job):
-    """Writes the weights of all models into the hub cache."""
-    for model_id, shape in job["shapes"].items():
-        write_weights(shape, snapshot(Path(job["folder"]) / "hf" / "hub", model_id))
-    return {}
+def disk_need(counts):
+    """Bytes: the weights, what a lesson writes of them (checkpoints with two moments, copies in float32), and room."""
+    largest = max(counts.values())
+    return sum(2 * count for count in counts.values()) + min(40 * largest, 4 * largest + int(12e9)) + int(1e9)
 
 
-def call(command, environment, **options):
+def refuse_what_does_not_fit(args, card, planned, disk, free):
+    """Raises CourseError if the disk or the card is too small."""
+    if free < disk:
+        place = f"the rehearsal needs {gb(disk)} of disk, and {tempfile.gettempdir()} has {gb(free)}"
+        raise CourseError(f"{place}; make room, or set TMPDIR to a folder on a larger disk.")
+    if not card or args.anyway:
+        return
+    if args.gpu_memory * 1e9 > card["total"]:
+        raise CourseError(f"GPU_MEMORY={args.gpu_memory:g} is more than the {gb(card['total'])} of this card.")
+    needs, has = (planned["total"] * (1 + memory.SLACK) + memory.CONTEXT) / memory.GIB, card["has"] / memory.GIB
+    if needs > has:
+        remedy = "choose PROFILE=colab, or activation_checkpointing in OVERRIDES"
+        if batch := planned.largest_batch(has):
+            remedy = f"OVERRIDES='{{\"per_device_train_batch_size\": {batch}}}' fits by the plan"
+        place = f"lesson {args.nb}, profile {args.profile}, is planned at {needs:.1f} GiB, and there are {has:.1f} GiB"
+        place += f" (other programs use {card['others'] / memory.GIB:.1f})" * (card["others"] > memory.GIB / 2)
+        raise CourseError(f"{place}; {remedy}; --anyway tries it all the same.")
+
+
+def call(command, **options):
     """Runs a command in a session of its own and returns its exit code; if interrupted, nothing of it stays behind."""
-    process = subprocess.Popen(command, env=environment, start_new_session=True, **options)
+    process = subprocess.Popen(command, start_new_session=True, **options)
     try:
         return process.wait()
     finally:
@@ -418,6 +473,7 @@ def call(command, environment, **options):
                 for member in [process, *family]:
                     with contextlib.suppress(psutil.NoSuchProcess):
                         member.kill()
+                psutil.wait_procs(family, timeout=10)
                 process.wait()
 
 
@@ -451,97 +507,35 @@ def command_of(args):
     return " ".join(["make rehearse", f"NB={args.nb}", f"PROFILE={args.profile}", *more])
 
 
-def refuse_what_does_not_fit(args, plan, disk, free):
-    """Raises CourseError if the card or the disk is too small."""
-    needs, has = plan["needs"] / memory.GIB, plan["has"] / memory.GIB
-    if free < disk:
-        place = f"the rehearsal needs {gb(disk)} of disk, and {tempfile.gettempdir()} has {gb(free)}"
-        raise CourseError(f"{place}; make room, or set TMPDIR to a folder on a larger disk.")
-    if plan["card"] and args.gpu_memory * 1e9 > plan["card"]["total"]:
-        raise CourseError(f"GPU_MEMORY={args.gpu_memory:g} is more than the {gb(plan['card']['total'])} of this card.")
-    if plan["card"] and needs > has and not args.anyway:
-        batch = plan["largest_batch"]
-        remedy = "choose PROFILE=colab, or activation_checkpointing in OVERRIDES"
-        if batch:
-            remedy = f"OVERRIDES='{{\"per_device_train_batch_size\": {batch}}}' fits by the plan"
-        place = f"lesson {args.nb}, profile {args.profile}, is planned at {needs:.1f} GiB, and there are {has:.1f} GiB"
-        others = plan["card"]["others"]
-        place += f" (other programs use {others / memory.GIB:.1f})" if others > memory.GIB / 2 else ""
-        raise CourseError(f"{place}; {remedy}; --anyway tries it all the same.")
-
-
 def rehearse(args, folder):
     """Prepares, runs and reports one rehearsal in a temporary folder; the exit code."""
-    paths = {path.name[:2]: path for path in (ROOT / "notebooks").glob("[0-9]*.ipynb")}
-    paths = {name: path for name, path in paths.items() if "trainer" in assignments(path)[0]}
-    if (path := paths.get(args.nb.zfill(2) if args.nb else "")) is None:
-        raise CourseError(f"there is no lesson {args.nb!r} to rehearse; choose NB from {', '.join(sorted(paths))}.")
-    run = profile_of(path, args.profile, args.overrides)
-    cut = cuts(run, args.steps)
-    known = json.loads(args.sizes.read_text("utf-8"))
-    if run.model_id not in known:
-        raise CourseError(f"{run.model_id}: its shape is not known; add its configuration to {args.sizes.name}.")
-    shapes = {value: known[value] for value in vars(run).values() if isinstance(value, str) and value in known}
+    path = lesson_of(args.nb)
     enter(folder, args.gpu_memory * 1e9)
-    for model_id, shape in shapes.items():
-        write_tokenizer(shape, snapshot(folder / "hf" / "hub", model_id))
-    from transformers import AutoTokenizer  # not above: it reads the environment
-
-    rows = write_rows(run, AutoTokenizer.from_pretrained(run.model_id), folder / "rows")
-    cut |= rows["overrides"]
-    job = {"path": path, "run": vars(run), "rows": rows, "shapes": shapes, "folder": folder}
-    plan = ask("plan", job | {"limit": args.gpu_memory * 1e9})
-    weights = {name: 2 * count for name, count in plan["parameters"].items()}
-    disk, free = disk_need(plan["parameters"]), shutil.disk_usage(folder).free
-
-    card = plan["card"] and f"{plan['card']['name']}, {plan['card']['total'] / memory.GIB:.0f} GiB"
-    card = card or ("the CPU" if args.cpu else "a GPU")
-    cap = f", capped at {args.gpu_memory:g} GB" if args.gpu_memory else ""
-    print(f"Rehearsal of lesson {args.nb}, profile {args.profile}, on {card}{cap}.")
-    print("It measures memory and time. The weights are random: what the model says and scores means nothing.")
-    for name, size in weights.items():
-        real = plan["parameters"][name] * SIZES[KINDS[shapes[name]["model_type"]][2]]
-        print(f"  {name}: random weights of the real shape, {gb(size)} on disk, instead of a download of {gb(real)}")
-    print(f"  data: {rows['described']}")
-    print(f"  disk: about {gb(disk)} in {tempfile.gettempdir()}, removed at the end; free: {gb(free)}")
-    shown = {name: "(synthetic rows)" if name == "dataset_id" else value for name, value in cut.items()}
-    print(f"  overrides: {json.dumps(args.overrides | shown)}")
-    parts = ", ".join(f"{part} {size / memory.GIB:.2f}" for part, size in plan["planned"].items() if size)
-    print(f"  planned GiB at the fullest instant of a step: {parts}")
-    if not plan["card"] and not args.cpu:
-        print(f"No GPU is here, so nothing was run. On a machine with one: {command_of(args)}")
+    if code := call([sys.executable, __file__, *sys.argv[1:], "--child", str(folder)]):
+        return code
+    ready = json.loads((folder / "ready.json").read_text("utf-8"))
+    if ready["run"] is None:
         return 0
-    refuse_what_does_not_fit(args, plan, disk, free)
-    started = time.perf_counter()
-    ask("weights", job)
-    print(f"Weights written in {time.perf_counter() - started:.0f} s. The lesson runs:", flush=True)
-    out = folder / "out"
-    command = [sys.executable, "-m", "utils.runner", "--nb", str(path), "--profile", args.profile, "--out", str(out)]
-    command += ["--overrides", json.dumps(args.overrides | cut), "--timeout", str(args.timeout)]
-    code = call(command, os.environ, cwd=ROOT)
-    found = report(args, path, run, cut, rows, plan, folder)
+    command = [sys.executable, "-m", "utils.runner", "--nb", str(path), "--profile", args.profile]
+    command += ["--overrides", json.dumps(args.overrides | ready["cut"])]
+    code = call([*command, "--out", str(folder / "out"), "--timeout", str(args.timeout)], cwd=ROOT)
+    found = report(args, path, SimpleNamespace(**ready["run"]), ready, folder)
     if args.keep:
-        keep(args, path, folder, cut | {"dataset_id": rows["described"]}, plan, found)
+        keep(args, path, folder, ready["rows"]["described"], found)
     return code
 
 
-def disk_need(counts):
-    """Bytes: the weights, what a lesson writes of them (checkpoints with two moments, copies in float32), and room."""
-    largest = max(counts.values())
-    return sum(2 * count for count in counts.values()) + min(40 * largest, 4 * largest + int(12e9)) + int(1e9)
-
-
-def report(args, path, run, cut, rows, plan, folder):
+def report(args, path, run, ready, folder):
     """Prints what was measured; returns it as a dict, with what an incomplete run left."""
-    results, record = folder / "out" / args.profile / path.stem, {}
+    results, record, cut, rows = folder / "out" / args.profile / path.stem, {}, ready["cut"], ready["rows"]
     if (folder / "record.json").exists():
         record = json.loads((folder / "record.json").read_text("utf-8"))
     executed = next(iter(results.glob("*.ipynb")), None)
-    cells = runner.code_cells(executed) if executed else []
+    cells = code_cells(executed) if executed else []
     places = {cell.get("execution_count"): cell["place"] for cell in cells}
     found = {"overrides": args.overrides | cut, "complete": (results / "results.json").exists()}
-    found["capped_gb"] = args.gpu_memory or None
-    measured, planned = {}, record.get("planned", plan["planned"])
+    found |= {"capped_gb": args.gpu_memory or None, "planned_before": ready["planned"]["total"]}
+    measured, planned = {}, record.get("planned", ready["planned"])
     if "ledger" in record:
         measured = {part: size and size * memory.GIB for part, size in record["ledger"]["measured GiB"].items()}
     print(f"\n{'memory, GiB':20} {'planned':>9} {'measured':>9}")
@@ -554,11 +548,14 @@ def report(args, path, run, cut, rows, plan, folder):
         top = max(peaks, key=lambda cell, name=name: cell[name])
         found[f"highest_{name}_bytes"], found[f"highest_{name}_in"] = top[name], places.get(top["number"], "?")
         print(f"whole lesson: at most {top[name] / memory.GIB:.2f} GiB {name}, in {places.get(top['number'], '?')}")
-    for cell in cells:
-        for error in (output for output in cell.get("outputs", []) if output["output_type"] == "error"):
-            if "OutOfMemory" in error["ename"]:
-                remedy = "take a smaller batch (OVERRIDES), PROFILE=colab, or a larger card"
-                print(f"It does not fit: {cell['place']} ran out of memory; {remedy}.")
+    outputs = [(cell["place"], output) for cell in cells for output in cell.get("outputs", [])]
+    for place, output in outputs:
+        if "out of memory" in f"{output.get('ename')} {output.get('evalue')}".replace("OutOfMemory", "out of memory"):
+            remedy = "take a smaller batch (OVERRIDES), PROFILE=colab, or a larger card"
+            print(f"It does not fit: {place} ran out of memory; {remedy}.")
+        if halved := re.search(r"out of memory with \d+ rows at once.*", "".join(output.get("text", ""))):
+            found["halved"] = halved[0]
+            print(f"Tight: in {place}, {halved[0]}")
     if not record.get("trainings") or record["trainings"][0]["end"] is None:
         print("The lesson did not get through its training, so there is no speed to report.")
         return found
@@ -589,7 +586,7 @@ def report(args, path, run, cut, rows, plan, folder):
     return found
 
 
-def keep(args, path, folder, cut, plan, found):
+def keep(args, path, folder, data, found):
     """Copies results.json, with what the rehearsal found, and the executed notebook to the folder of --keep."""
     results = folder / "out" / args.profile / path.stem
     name = "_".join([path.name[:2], args.profile, *([f"{args.gpu_memory:g}gb"] if args.gpu_memory else [])])
@@ -599,8 +596,10 @@ def keep(args, path, folder, cut, plan, found):
     record = {"metrics": {}}
     if (results / "results.json").exists():
         record = json.loads((results / "results.json").read_text("utf-8"))
-        record["dataset_id"] = cut["dataset_id"]
-    record["metrics"]["rehearsal"] = found | {"overrides": args.overrides | cut}
+        record["dataset_id"] = data
+    if "dataset_id" in found["overrides"]:
+        found["overrides"]["dataset_id"] = data
+    record["metrics"]["rehearsal"] = found
     text = json.dumps(record, indent=2).replace(str(folder), "(temporary)") + "\n"
     (args.keep / f"{name}.json").write_text(text, encoding="utf-8")
     print(f"kept: {args.keep / name}.json and .ipynb")
@@ -612,7 +611,7 @@ def json_object(text):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--nb", default="", help="the number of the lesson, such as 03")
+    parser.add_argument("--nb", default="", help="the number of the lesson, such as 03, or the path of a notebook")
     parser.add_argument("--profile", default="full", choices=["colab", "full"])
     parser.add_argument("--gpu-memory", type=float, default=0, help="act as a card with so many GB (10^9 bytes)")
     parser.add_argument("--overrides", type=json_object, default={}, help="those of your run, as for make run")
@@ -622,18 +621,22 @@ def main():
     parser.add_argument("--anyway", action="store_true", help="run although the plan says that it does not fit")
     parser.add_argument("--cpu", action="store_true", help="run without a GPU")
     parser.add_argument("--sizes", type=Path, default=MODELS / "full_size.json", help=argparse.SUPPRESS)
-    parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.child:
-        return child(args.child[0], Path(args.child[1]))
 
     def stop(number, frame):
+        for known in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(known, signal.SIG_IGN)  # a second one must not leave half of it behind
         raise Stopped(number)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    sys.stdout.reconfigure(line_buffering=True)
+    for number in () if args.child else (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
-    folder = Path(tempfile.mkdtemp(prefix="rehearsal-"))
+    folder = args.child or Path(tempfile.mkdtemp(prefix="rehearsal-"))
     try:
+        if args.child:
+            (folder / "ready.json").write_text(json.dumps(prepare(args, folder), default=str), encoding="utf-8")
+            return 0
         return rehearse(args, folder)
     except CourseError as problem:
         print(f"Refused: {problem}", file=sys.stderr)
@@ -642,9 +645,10 @@ def main():
         print(f"\nStopped by {signal.Signals(stopped.args[0]).name}; everything temporary is removed.", file=sys.stderr)
         return 128 + stopped.args[0]
     finally:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C must not leave half of it behind
-        shutil.rmtree(folder, ignore_errors=True)
+        if not args.child:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, signal.SIG_IGN)
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 if __name__ == "__main__":
