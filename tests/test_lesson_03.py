@@ -1,6 +1,7 @@
 """Lesson 03 as a reader runs it: summaries become true, the controls do not, the adapter is kept and found again."""
 
 import csv
+import functools
 import importlib
 import json
 import subprocess
@@ -12,10 +13,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, refusal
+from datasets import load_dataset
 from rouge_score import rouge_scorer
+from test_notebooks import cells, code_of
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, BitsAndBytesConfig, T5PreTrainedModel
 
-from utils import adapters, metrics, results
+from utils import adapters, metrics, results, text_checks
 
 NAME = "03_t5_3b_qlora_summarization"
 NOTEBOOK = ROOT / "notebooks" / f"{NAME}.ipynb"
@@ -54,7 +57,8 @@ def test_rouge_flatters_and_facts_do_not(summaries):
 
 
 def test_at_learning_rate_0_it_fails(run_notebook):
-    overrides = {"learning_rate": 0, "max_steps": 4, "eval_steps": 2, "compare_steps": 0, "unquantized_rows": 0}
+    overrides = {"learning_rate": 0, "max_steps": 2, "eval_steps": 2, "compare_steps": 0, "unquantized_rows": 0}
+    overrides |= {"eval_rows": 50, "per_device_eval_batch_size": 50}
     done = run_notebook(NOTEBOOK, "--overrides", json.dumps(overrides))
     assert done.code == 0, done.text
     assert done.results["after"] < done.results["baseline"] + 0.20
@@ -143,30 +147,39 @@ def test_own_csv_without_facts_runs(run_notebook, tmp_path):
         writer.writerow(["long", "short"])
         writer.writerows([row["text"], row["summary"]] for row in rows)
     overrides = {"dataset_id": str(path), "text_column": "long", "summary_column": "short", "max_steps": 4}
-    overrides |= {"eval_steps": 2, "compare_steps": 0, "unquantized_rows": 0, "max_target_length": 40}
+    overrides |= {"eval_steps": 4, "compare_steps": 0, "unquantized_rows": 0, "max_target_length": 40}
     done = run_notebook(NOTEBOOK, "--overrides", json.dumps(overrides))
     assert done.code == 0, done.text
     assert (done.results["n_train"], done.results["n_eval"]) == (57, 16)
     assert done.results["metrics"]["scores"]["another bill's summary"]["facts"] < 0.3
 
 
+def test_bad_data_stops_the_lesson_before_training(run_notebook, tmp_path):
+    path = tmp_path / "bad.jsonl"
+    path.write_text(json.dumps({"text": "a bill", "sumary": "b"}) + "\n")
+    done = run_notebook(NOTEBOOK, "--overrides", json.dumps({"dataset_id": str(path)}))
+    assert done.code != 0
+    assert "rename the column 'sumary' to 'summary'" in done.text
+    assert "code cell 6" in done.text
+    assert not (done.folder / "adapter").exists()
+
+
 @pytest.mark.parametrize(
     ("rows", "fault"),
     [
-        ([{"text": "a bill", "sumary": "b"}], "rename the column 'sumary' to 'summary'"),
         ([{"text": "a bill", "summary": " "}], "is an empty text"),
         ([{"text": "a bill", "summary": 3}], "is not text"),
         ([{"text": "x" * 1_000_001, "summary": "y"}], "is too long"),
     ],
 )
-def test_bad_data_gets_one_sentence_before_training(run_notebook, tmp_path, rows, fault):
+def test_bad_data_gets_one_sentence(tmp_path, rows, fault):
     path = tmp_path / "bad.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    done = run_notebook(NOTEBOOK, "--overrides", json.dumps({"dataset_id": str(path)}))
-    assert done.code != 0
-    assert fault in done.text
-    assert "code cell 6" in done.text
-    assert not (done.folder / "adapter").exists()
+    space = {"PROFILE": "tiny", "OVERRIDES": {"dataset_id": str(path)}, "SEED": 0, "text_checks": text_checks}
+    space["load_dataset"] = functools.partial(load_dataset, cache_dir=str(tmp_path / "cache"))
+    code = [code_of(cell) for cell in cells(NOTEBOOK)]  # the notebook's own, committed cells
+    exec(next(cell for cell in code if "PROFILES = " in cell), space)
+    assert fault in refusal(exec, next(cell for cell in code if "load_dataset(**" in cell), space)
 
 
 def test_solutions_run(run_notebook):
@@ -224,4 +237,4 @@ def test_metrics_count_what_they_say():
     low, high = metrics.bootstrap_interval([0.0] * 50 + [1.0] * 50)
     assert 0.38 < low < 0.44 < 0.56 < high < 0.62
     assert metrics.bootstrap_interval([0.5] * 9) == (0.5, 0.5)
-    assert "no such file" in refusal(importlib.import_module("utils.text_checks").source, "none.csv", ("text",))
+    assert "no such file" in refusal(text_checks.source, "none.csv", ("text",))
