@@ -183,7 +183,8 @@ def test_bad_data_gets_one_sentence(tmp_path, rows, fault):
 
 
 def test_solutions_run(run_notebook):
-    done = run_notebook(ROOT / "notebooks" / "solutions" / f"{NAME}.ipynb")
+    few = {"max_steps": 12, "rows": 20}
+    done = run_notebook(ROOT / "notebooks" / "solutions" / f"{NAME}.ipynb", "--overrides", json.dumps(few))
     assert done.code == 0, done.text
 
 
