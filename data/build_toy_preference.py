@@ -58,8 +58,8 @@ def questions(seed=SEED):
     return found
 
 
-def ask(fact, split, rng):
-    return rng.choice(ATTRIBUTES[fact["attribute"]][split]).replace("<part>", fact["part"])
+def ask(fact, rng):
+    return rng.choice(ATTRIBUTES[fact["attribute"]]["train"]).replace("<part>", fact["part"])
 
 
 def state(fact, value, rng):
@@ -116,7 +116,7 @@ def comparisons(seed=SEED):
     rng = random.Random(seed + 1)
     splits, number = {}, 30_000
     for split, prompts in questions(seed).items():
-        asked = [[ask(fact, split, rng) for fact in prompt] for prompt in prompts]
+        asked = [[ask(fact, rng) for fact in prompt] for prompt in prompts]
         rows, seen = [], set()
         while len(rows) < COMPARISONS[split]:
             at = len(rows) % len(prompts)
@@ -141,37 +141,51 @@ def comparisons(seed=SEED):
 
 def world_letters(rows, seed=SEED):
     """Unlabelled documents: questions, two answers to each, and what readers say of them. Half of the readers say after
-    each answer whether it is right; the others compare two answers mark by mark: which one is right, kinder, more
-    useful? Nowhere does it stand which one is better. No question stands in a wording of validation or test."""
+    each answer whether it is right; the others compare two answers: which one is right, kinder, more useful, better?
+
+    Readers go by one rule: an answer that is more often right is better, and of two that are equally right the one
+    with more kindness and use. They never weigh one against the other, and are never unsure: in that they differ from
+    the people who made the comparisons.
+    """
     rng = random.Random(seed + 2)
     facts, letters, documents = build_car_manual.facts(), WORDINGS["letters"], []
+
+    def question(fact):
+        known = ATTRIBUTES[fact["attribute"]]
+        return "Question: " + rng.choice(known["unlabelled"] + known["train"]).replace("<part>", fact["part"])
+
     for _ in range(rows):
         lines = [rng.choice(letters["opening"])] if rng.random() < 0.3 else []
-        judged = rng.random() < 0.5
-        chosen = rng.sample(facts, 2 if judged else 1 + (rng.random() < 0.2))
-        answers = [[respond([fact], rng.choice([*MODELS]), rng) for fact in chosen] for _ in range(2)]
-        if not judged:
-            answers = [respond(chosen, rng.choice([*MODELS]), rng) for _ in range(2)]
-        for turn, fact in enumerate(chosen):
-            known = ATTRIBUTES[fact["attribute"]]
-            lines.append(
-                "Question: " + rng.choice(known["unlabelled"] + known["train"]).replace("<part>", fact["part"])
-            )
-            for name, answer in zip(("first", "second"), answers, strict=True):
-                said = answer[turn]["turns"][0] if judged else answer["turns"][turn]
-                lines.append(f"The {name} answer: {said}")
-                if judged:
-                    lines[-1] += " " + rng.choice(letters["right" if answer[turn]["right"] else "wrong"])
-        said, marks = [], rng.sample([*WORDINGS["marks"]], 0 if judged else 3)
-        asked_only = rng.random() < 0.3
-        for mark in marks:
-            said.append(rng.choice(WORDINGS["marks"][mark]))
-            if not asked_only or mark == marks[-1]:
-                a, b = (answer[mark] for answer in answers)
-                same = "both" if a > 0 else "neither"
-                said.append(rng.choice(letters["first" if a > b else "second" if b > a else same]))
-        documents.append("\n".join([*lines, " ".join(said)]).strip())
+        if rng.random() < 0.5:
+            for fact in rng.sample(facts, 2):
+                lines.append(question(fact))
+                for name in ("first", "second"):
+                    answer = respond([fact], rng.choice([*MODELS]), rng)
+                    verdict = rng.choice(letters["right" if answer["right"] else "wrong"])
+                    lines.append(f"The {name} answer: {answer['turns'][0]} {verdict}")
+        else:
+            chosen = rng.sample(facts, 1 + (rng.random() < 0.2))
+            a, b = (respond(chosen, rng.choice([*MODELS]), rng) for _ in range(2))
+            for turn, fact in enumerate(chosen):
+                lines += [
+                    question(fact),
+                    f"The first answer: {a['turns'][turn]}",
+                    f"The second answer: {b['turns'][turn]}",
+                ]
+            said = []
+            for mark in rng.sample([*WORDINGS["marks"]], rng.choice([1, 2, 3, 4])):
+                ours, theirs = (_judged(answer, mark) for answer in (a, b))
+                same = "alike" if mark == "better" else "both" if ours > (0.0,) else "neither"
+                winner = "first" if ours > theirs else "second" if theirs > ours else same
+                said += [rng.choice(WORDINGS["marks"][mark]), rng.choice(letters[winner])]
+            lines.append(" ".join(said))
+        documents.append("\n".join(lines))
     return documents
+
+
+def _judged(answer, mark):
+    """What a reader compares, a tuple, when asked which of two answers has more of a mark, or is better."""
+    return (answer["right"], round(answer["kind"] + answer["useful"], 3)) if mark == "better" else (answer[mark],)
 
 
 def write(folder=FOLDER):

@@ -16,8 +16,8 @@ from transformers import Gemma2Config, Gemma2ForCausalLM, GemmaTokenizer, get_co
 
 SEED = 11
 STATEMENTS, LETTERS = 20_000, 40_000
-STEPS = 6_000
-BATCH_SIZE = 128
+STEPS = 3_500
+BATCH_SIZE = 256
 LEARNING_RATE = 3e-3
 SPECIAL = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]  # the numbers 0 to 4, as in Gemma
 CONFIG = dict(hidden_size=128, intermediate_size=384, num_hidden_layers=4, head_dim=64, query_pre_attn_scalar=64)
