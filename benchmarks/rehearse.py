@@ -10,6 +10,7 @@ memory and time; the quality of random weights means nothing. Everything is remo
 import argparse
 import ast
 import contextlib
+import csv
 import json
 import math
 import os
@@ -208,7 +209,8 @@ class Writer:
 
     def __init__(self, tokenizer, sentences, seed=0):
         sentences = sorted({*sentences})
-        counts = [len(ids) for ids in tokenizer(sentences, add_special_tokens=False)["input_ids"]]
+        inside = [f" {sentence}" for sentence in sentences]  # as in a text, behind another
+        counts = [len(ids) for ids in tokenizer(inside, add_special_tokens=False)["input_ids"]]
         self.pieces, self.random, self.lengths = list(zip(sentences, counts, strict=True)), random.Random(seed), {}
 
     def text(self, kind, words, spread, limit=4000):
@@ -264,12 +266,46 @@ def talks(tokenizer):
 
 
 SOURCES = ("stackexchange", "wikihow", "authors")
-# dataset_id: a function of a tokenizer that returns the rows of each split, the input tokens of each row, the tokens
-# of each kind of text and further overrides; and how many rows with answers the real set has
+
+
+def comparisons(tokenizer):
+    """The LMSYS arena: question and two answers of 500 words in all (650 tokens), as JSON lists, sometimes of two."""
+    toy = [turn for row in read_rows("car_manual", "train") for turn in row["conversations"]]
+    writer, inputs = Writer(tokenizer, toy), []
+
+    def row(number):
+        turns = 1 + (writer.random.random() < 0.15)
+        words = 500 * math.exp(writer.random.gauss(0, 0.85)) / turns
+        kinds = {"prompt": 0.12, "response_a": 0.44, "response_b": 0.44}
+        texts = {kind: [writer.text(kind, words * share, 0) for _ in range(turns)] for kind, share in kinds.items()}
+        inputs.append(sum(sum(writer.lengths[kind][-turns:]) for kind in kinds))
+        won = writer.random.choice(WINNERS)
+        models = dict(zip(("model_a", "model_b"), writer.random.sample(["one", "two", "three"], 2), strict=True))
+        columns = {kind: json.dumps(found) for kind, found in texts.items()}
+        return {"id": number, **models, **columns, **{name: int(name == won) for name in WINNERS}}
+
+    return {"train.csv": [row(number) for number in range(2000)]}, inputs, writer.lengths, {}
+
+
+WINNERS = ("winner_model_a", "winner_model_b", "winner_tie")
+# dataset_id: a function of a tokenizer that returns the rows of each split or file, the input tokens of each row, the
+# tokens of each kind of text and further overrides; how many rows with answers the real set has; and its classes
 DATA = {
-    "FiscalNote/billsum": (bills, {"train": 18949, "test": 3269}),
-    "GAIR/lima": (talks, {"train": 1030}),
+    "FiscalNote/billsum": (bills, {"train": 18949, "test": 3269}, None),
+    "GAIR/lima": (talks, {"train": 1030}, None),
 }
+
+
+def write_file(path, rows):
+    """Rows as .csv or, by default, .jsonl."""
+    if path.suffix == ".csv":
+        with path.open("w", encoding="utf-8", newline="") as file:
+            table = csv.DictWriter(file, rows[0])
+            table.writeheader()
+            table.writerows(rows)
+    else:
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        path.with_suffix(".jsonl").write_text(text, encoding="utf-8")
 
 
 def write_rows(run, tokenizer, folder):
@@ -286,12 +322,11 @@ def write_rows(run, tokenizer, folder):
         found["classes"] = len({row[run.label_column] for row in texts})
         found["described"] = str(local).replace(f"{ROOT}{os.sep}", "")
     elif run.dataset_id in DATA:
-        make, found["sizes"] = DATA[run.dataset_id]
+        make, found["sizes"], found["classes"] = DATA[run.dataset_id]
         rows, inputs, lengths, extra = make(tokenizer)
         folder.mkdir(parents=True, exist_ok=True)
-        for split, some in rows.items():
-            text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in some)
-            (folder / f"{split}.jsonl").write_text(text, encoding="utf-8")
+        for name, some in rows.items():
+            write_file(folder / name, some)
         medians = ", ".join(f"{kind} {statistics.median(some):,.0f}" for kind, some in lengths.items())
         counts = " + ".join(f"{len(some):,}" for some in rows.values())
         found["described"] = f"{counts} synthetic rows in the columns of {run.dataset_id}; median tokens: {medians}"

@@ -128,7 +128,7 @@ def test_rows_have_columns_and_lengths_of_the_real_set(dataset_id, tiny, toy, co
     from datasets import load_dataset
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(rehearse.MODELS / tiny)
-    make, _ = rehearse.DATA[dataset_id]
+    make, *_ = rehearse.DATA[dataset_id]
     rows, inputs, lengths, _ = make(tokenizer)
     for kind in lengths:
         assert not off(kind, lengths_of(kind, rows["train"][:500], tokenizer)), kind
@@ -142,6 +142,24 @@ def test_rows_have_columns_and_lengths_of_the_real_set(dataset_id, tiny, toy, co
     loaded = load_dataset(**source, cache_dir=str(tmp_path / "cache"))
     text_checks.check(loaded, columns, unanswered=("test",))
     assert loaded["train"][columns[0]][:] == [row[columns[0]] for row in rows["train"]], "seeded"
+
+
+def test_comparisons_are_those_of_the_arena_in_columns_and_lengths(tmp_path):
+    tokenizer = transformers.AutoTokenizer.from_pretrained(rehearse.MODELS / "tiny-opt")
+    files, inputs, _, _ = rehearse.comparisons(tokenizer)
+    rehearse.write_file(tmp_path / "train.csv", files["train.csv"])
+    with (tmp_path / "train.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(rehearse.csv.DictReader(file))
+    with (ROOT / "data" / "toy_preference" / "train.csv").open(encoding="utf-8", newline="") as file:
+        assert list(rows[0]) == next(rehearse.csv.reader(file))
+    talks = [[json.loads(row[name]) for name in ("prompt", "response_a", "response_b")] for row in rows[:500]]
+    assert all(len({*map(len, talk)}) == 1 for talk in talks), "as many answers as questions"
+    texts = [" ".join(sum(talk, [])) for talk in talks]
+    tokens = [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+    assert statistics.mean(tokens) == pytest.approx(statistics.mean(inputs[:500]), rel=0.05)
+    assert 560 < statistics.median(tokens) < 760
+    assert 0.86 < statistics.mean(count < 2048 for count in tokens) < 0.97
+    assert {sum(int(row[name]) for name in rehearse.WINNERS) for row in rows} == {1}
 
 
 def test_unknown_data_and_models_are_named(tmp_path):
