@@ -263,7 +263,7 @@ def test_it_becomes_the_run_with_the_smaller_micro_batch(kind, tmp_path, capsys)
     """From the first step on, dropout included, which draws its random numbers micro-batch by micro-batch."""
     made = even(kind, tmp_path)
     halve_when_full(made)
-    passes = fail(made, rows=2)
+    passes = fail(made, rows=0, times=1, backward_of=1)  # when the forward pass has drawn its numbers
     halved = outcome(made)
     assert passes == [4] + [2] * 10
     assert "step 1: out of memory with 4 rows at once, so it is repeated with 2 at once" in capsys.readouterr().out
