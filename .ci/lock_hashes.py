@@ -14,7 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PYTHONS, ARCHITECTURES = ("3.11", "3.12", "3.13"), ("x86_64", "aarch64")
-GLIBC = ("_2_34", "_2_31", "_2_28", "_2_27", "_2_26", "_2_24", "_2_17", "2014", "_2_12", "2010", "_2_5", "1")
+GLIBC = (*(f"_2_{minor}" for minor in range(34, 4, -1)), "2014", "2010", "1")
 SOURCES_ONLY = "rouge_score"  # PyPI has no wheel of it
 HEADER = """# Written by .ci/lock_hashes.py: constraints.txt with hashes, for Linux on x86-64 and arm64, Python {}.
 # pip install --require-hashes -r constraints-hashes.txt && pip install --no-deps --no-build-isolation -e .
@@ -38,7 +38,8 @@ def report(folder, *options):
     own = {"PIP_CONFIG_FILE": os.devnull, "PIP_CACHE_DIR": str(folder / "cache")}
     own["PIP_DISABLE_PIP_VERSION_CHECK"] = "1"
     kept = {name: value for name, value in os.environ.items() if name == "PIP_CERT" or not name.startswith("PIP_")}
-    subprocess.run([*command, "--index-url", "https://pypi.org/simple", *options], env=kept | own, check=True)
+    if subprocess.run([*command, "--index-url", "https://pypi.org/simple", *options], env=kept | own).returncode:
+        sys.exit("pip found no answer; its own words stand above.")
     found = []
     for item in json.loads(path.read_text("utf-8"))["install"]:
         name = re.sub(r"[-_.]+", "-", item["metadata"]["name"]).lower()
@@ -58,7 +59,7 @@ def main():
         for architecture in ARCHITECTURES:
             platforms = [f"--platform=manylinux{glibc}_{architecture}" for glibc in GLIBC]
             for python in PYTHONS:
-                options = [f"--python-version={python}", "--only-binary=:all:", f"--no-binary={SOURCES_ONLY}"]
+                options = [f"--python-version={python}.9", "--only-binary=:all:", f"--no-binary={SOURCES_ONLY}"]
                 options += [*platforms, "--no-deps", f"--target={folder / 'target'}"]
                 print(f"Python {python} on {architecture}", flush=True)
                 for package, version, sha256 in report(folder, *options, *pins):
