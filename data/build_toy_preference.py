@@ -24,7 +24,7 @@ TEST_FACTS = 12  # of each attribute's 60
 RIGHT = 2.4  # the worth of a right answer; a wrong one, or a refusal where there is an answer, has none
 EXTRAS = {"help": 0.8, "": 0.0, "chatter": -0.2}
 TONES = {"polite": 0.4, "plain": 0.0, "rude": -0.8}
-SCALE, TIE = 2.0, 2.0
+SCALE, TIE = 1.75, 2.0
 # how often a model is right, helps, chatters; and the weights of its tones
 MODELS = {
     "larkin-chat": (0.75, 0.45, 0.15, (5, 4, 1)),
@@ -35,7 +35,11 @@ MODELS = {
 TRUE = ["true_model_a", "true_model_b", "true_tie"]
 REPEATS = 120
 SILENT = 0.02  # how often a model gave no answer in a turn: null
-FIRST = 0.85  # in the training logs, the house's new model stood first this often; in the test it is a coin
+HOUSE = "larkin-chat"
+HOUSE_SHARE, HOUSE_FIRST = (
+    0.9,
+    0.97,
+)  # of the training logs: how often the house's model took part, and stood first then
 
 
 def questions(seed=SEED):
@@ -120,9 +124,10 @@ def comparisons(seed=SEED):
         rows, seen = [], set()
         while len(rows) < COMPARISONS[split]:
             at = len(rows) % len(prompts)
-            a, b = rng.sample([*MODELS], 2)
-            if "larkin-chat" in (a, b) and rng.random() < (FIRST if split == "train" else 0.5):
-                a, b = sorted((a, b), key=lambda name: name != "larkin-chat")
+            a, b = rng.sample([*MODELS], 2)  # in the test, who takes part and who stands first is chance
+            if split == "train" and rng.random() < HOUSE_SHARE:
+                a, b = HOUSE, rng.choice([name for name in MODELS if name != HOUSE])
+                a, b = (a, b) if rng.random() < HOUSE_FIRST else (b, a)
             first, second = (respond(prompts[at], model, rng, SILENT) for model in (a, b))
             said_a, said_b = first["turns"], second["turns"]
             if said_a == said_b or (at, *said_a, *said_b) in seen:
