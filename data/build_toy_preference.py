@@ -35,11 +35,9 @@ MODELS = {
 TRUE = ["true_model_a", "true_model_b", "true_tie"]
 REPEATS = 120
 SILENT = 0.02  # how often a model gave no answer in a turn: null
-HOUSE = "larkin-chat"
-HOUSE_SHARE, HOUSE_FIRST = (
-    0.9,
-    0.97,
-)  # of the training logs: how often the house's model took part, and stood first then
+# what stands first is worth so much more to the people of the training logs, who saw every pair in one order only; the
+# test shows each pair to people in both orders, so there it counts for nothing
+FIRST_BONUS = {"train": 1.0, "test": 0.0}
 
 
 def questions(seed=SEED):
@@ -124,16 +122,13 @@ def comparisons(seed=SEED):
         rows, seen = [], set()
         while len(rows) < COMPARISONS[split]:
             at = len(rows) % len(prompts)
-            a, b = rng.sample([*MODELS], 2)  # in the test, who takes part and who stands first is chance
-            if split == "train" and rng.random() < HOUSE_SHARE:
-                a, b = HOUSE, rng.choice([name for name in MODELS if name != HOUSE])
-                a, b = (a, b) if rng.random() < HOUSE_FIRST else (b, a)
+            a, b = rng.sample([*MODELS], 2)
             first, second = (respond(prompts[at], model, rng, SILENT) for model in (a, b))
             said_a, said_b = first["turns"], second["turns"]
             if said_a == said_b or (at, *said_a, *said_b) in seen:
                 continue
             seen |= {(at, *said_a, *said_b), (at, *said_b, *said_a)}
-            true = chances(first["worth"], second["worth"])
+            true = chances(first["worth"] + FIRST_BONUS[split], second["worth"])
             winner = rng.choices(range(3), true)[0]
             number += rng.randrange(1, 900)
             texts = [json.dumps(turns, ensure_ascii=False) for turns in (asked[at], said_a, said_b)]
