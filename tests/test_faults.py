@@ -212,5 +212,26 @@ def test_secrets_are_found(text, kind):
     assert kind in secrets(text)
 
 
+def locked():
+    """{(name, version): number of hashes} of constraints-hashes.txt."""
+    text = (ROOT / "constraints-hashes.txt").read_text("utf-8")
+    found = re.findall(r"^(\S+)==(\S+)((?: \\\n    --hash=sha256:[0-9a-f]{64})+)$", text, re.MULTILINE)
+    assert len(found) == len([line for line in text.splitlines() if "==" in line])
+    return {(name, version): hashes.count("sha256:") for name, version, hashes in found}
+
+
+def test_the_hashes_are_those_of_the_constraints():
+    """Each version of constraints.txt, from PyPI; compiled ones for three Pythons on x86-64 and arm64."""
+    pins = [line.split("==") for line in (ROOT / "constraints.txt").read_text("utf-8").split()]
+    pins = {(re.sub(r"[-_.]+", "-", name).lower(), version) for name, version in pins}
+    found = locked()
+    assert sorted(pins - set(found)) == [], "run `python .ci/lock_hashes.py`"
+    more = {re.match(r"[a-z]+", name)[0] for name, _ in set(found) - pins}
+    assert more <= {"nvidia", "cuda", "triton", "setuptools"}, "what torch for CUDA needs"
+    for name, version in pins:
+        if name in ("torch", "numpy", "pandas", "pyarrow", "pyyaml"):
+            assert found[name, version] == 6, name
+
+
 if __name__ == "__main__":
     sys.exit(PAGE.write_text(page(), encoding="utf-8") and 0)
