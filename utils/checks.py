@@ -1,5 +1,6 @@
 """Checks before training: bad data or a bad folder gets one sentence that says where, what and the remedy."""
 
+import contextlib
 import csv
 import difflib
 import io
@@ -32,6 +33,18 @@ def writable_folder(path):
             f"{folder}: cannot write here ({error.strerror}); set OUTPUT_DIR to another folder."
         ) from error
     return folder
+
+
+@contextlib.contextmanager
+def readable(dataset_id):
+    """Turns what `load_dataset` raises inside the `with` block for a set that cannot be read into one sentence."""
+    from datasets.exceptions import DatasetNotFoundError  # not above: importing this module stays cheap
+
+    try:
+        yield
+    except (DatasetNotFoundError, FileNotFoundError, PermissionError, ConnectionError) as problem:
+        page = f"open https://huggingface.co/datasets/{dataset_id}, accept its terms, run `hf auth login`"
+        raise CourseError(f"{dataset_id}: cannot be read; if it is gated, {page}.") from problem
 
 
 def data_source(dataset_id, text_column="text", label_column="label"):

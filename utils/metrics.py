@@ -1,4 +1,4 @@
-"""Scores for generated text that need no network: exact match, token F1, facts hit, and a bootstrap interval."""
+"""Scores that need no network: of generated text, of probabilities, and a bootstrap interval for any of them."""
 
 import re
 from collections import Counter
@@ -48,3 +48,26 @@ def bootstrap_interval(values, seed=0, resamples=1000, share=0.95):
     rows = np.random.default_rng(seed).integers(0, len(values), (resamples, len(values)))
     low, high = np.quantile(values[rows].mean(axis=1), [(1 - share) / 2, (1 + share) / 2])
     return float(low), float(high)
+
+
+def calibration_error(probabilities, labels, bins=10):
+    """(error, points): how far stated probabilities lie from what happened, weighted by how often they were stated.
+
+    probabilities: (n, classes); labels: (n,) class numbers. All n x classes statements "this class, with probability p"
+    count; they are cut into `bins` groups of equal size by p. points: (mean p, share that came true, statements) of
+    each group. Source: Nixon et al., Measuring Calibration in Deep Learning, 2019 (adaptive, over all classes).
+    """
+    probabilities = np.asarray(probabilities, dtype=float)
+    true = (np.arange(probabilities.shape[1]) == np.asarray(labels)[:, None]).ravel()
+    stated = probabilities.ravel()
+    order = np.argsort(stated, kind="stable")
+    points = [(stated[part].mean(), true[part].mean(), len(part)) for part in np.array_split(order, bins) if len(part)]
+    return float(sum(abs(p - share) * size for p, share, size in points) / len(stated)), points
+
+
+def flip_rate(straight, swapped):
+    """Share of comparisons whose winner changes if the answers change places; (n, 3) probabilities of A, B and tie.
+
+    swapped: what the model says of the swapped pairs, its own A being what stands second in `straight`.
+    """
+    return float(np.mean(np.argmax(straight, 1) != np.argmax(np.asarray(swapped)[:, [1, 0, 2]], 1)))

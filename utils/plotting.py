@@ -43,3 +43,14 @@ def learning_curve(history, metric, path):
         axes.set(xlabel="optimizer step", ylabel=metric if axes is right else "loss")
     left.legend()
     show(figure, path)
+
+
+def reliability_diagram(points, path):
+    """Stated probability against the share that came true: {name: points of metrics.calibration_error}."""
+    figure, axes = plt.subplots(figsize=(4.5, 4))
+    axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, label="perfectly calibrated")
+    for (name, found), style in zip(points.items(), ("o-", "s--", "^:"), strict=False):
+        axes.plot([p for p, _, _ in found], [share for _, share, _ in found], style, label=name, markersize=5)
+    axes.set(xlabel="stated probability", ylabel="share that came true", xlim=(0, 1), ylim=(0, 1))
+    axes.legend()
+    show(figure, path)
