@@ -15,12 +15,12 @@ WORDINGS = tomllib.loads((FOLDER / "wordings.toml").read_text(encoding="utf-8"))
 ATTRIBUTES, PARTS = WORDINGS["attributes"], WORDINGS["parts"]
 SEED = 31
 PLACES = {  # parts of each attribute by group, and by the split that asks about them
-    ("asked", "train"): 28,
+    ("asked", "train"): 22,
     ("never_asked", "validation"): 2,
-    ("never_asked", "test"): 6,
-    ("unanswerable", "train"): 17,
+    ("never_asked", "test"): 12,
+    ("unanswerable", "train"): 16,
     ("unanswerable", "validation"): 2,
-    ("unanswerable", "test"): 5,
+    ("unanswerable", "test"): 6,
 }
 
 
@@ -54,13 +54,14 @@ def pairs(seed=SEED):
     for number, fact in enumerate(facts(seed)):
         group, own, known = fact["group"], fact["split"], ATTRIBUTES[fact["attribute"]]
         if own == "train":
-            splits["train"] += ask(fact, rng.sample(known["train"], 3 if group == "asked" else 2), group)
+            splits["train"] += ask(fact, rng.sample(known["train"], 4 if group == "asked" else 1), group)
         if group == "asked":  # the same facts again, in other words
             splits["validation"] += ask(fact, rng.sample(known["validation"], number % 11 < 2), group)
-            splits["test"] += ask(fact, rng.sample(known["test"], number % 11 >= 7), group)
+            splits["test"] += ask(fact, rng.sample(known["test"], number % 11 >= 6), group)
         elif own != "train":
-            splits[own] += ask(fact, rng.sample(known[own], 2), group)
-        if group == "never_asked" and own == "test":
+            twice = group == "unanswerable" and (own == "validation" or number % 3 > 0)
+            splits[own] += ask(fact, rng.sample(known[own], 1 + twice), group)
+        if group == "never_asked" and own == "test" and number % 2:
             splits["test"] += ask(fact, rng.sample(known["train"], 1), "never_asked_known_wording")
     for rows in splits.values():
         rng.shuffle(rows)
