@@ -4,7 +4,9 @@ import csv
 import json
 import math
 import os
+import re
 import reprlib
+from collections import Counter
 from pathlib import Path
 
 from utils import checks
@@ -36,19 +38,23 @@ def turns(cell):
         raise CourseError(f"{reprlib.repr(cell)} is not a list of texts; {remedy}.")
     if any("\0" in (turn or "") for turn in found):
         raise CourseError(f"{reprlib.repr(cell)} holds a NUL; retype it.")
-    return [(turn or "").encode("utf-8", "surrogatepass").decode("utf-8", "replace") for turn in found]
+    return [re.sub("[\ud800-\udfff]", "\ufffd", turn or "") for turn in found]
+
+
+def required(split, columns):
+    """The columns that a split must have. A test may lack the winners, all three of them."""
+    return ("id", *TEXTS, *(WINNERS if split != "test" or {*WINNERS} & {*columns} else ()))
 
 
 def source(dataset_id, bad_rows="refuse"):
     """Checks local data files and returns the arguments for `load_dataset`, as `checks.data_source` does.
 
-    The files need the columns id and TEXTS; a split named test may lack WINNERS. bad_rows: "refuse", or "drop", which
+    The files need the columns of `required`. bad_rows: "refuse", or "drop", which
     leaves it to `clean`. Raises CourseError for a wrong path and for the first kind of bad row.
     """
 
     def check(file, split, rows, features):
-        needed = () if split == "test" and not {*WINNERS} & {*rows} else WINNERS
-        checks.check_columns(file, rows, ("id", *TEXTS, *needed), features)
+        checks.check_columns(file, rows, required(split, rows), features)
         if bad_rows == "refuse":
             for row, fault in faults(rows.to_dict("index")).items():
                 raise CourseError(f"{file}, row {row}, {fault}")
@@ -59,18 +65,23 @@ def source(dataset_id, bad_rows="refuse"):
 def clean(table, split, bad_rows="refuse"):
     """A DataFrame of comparisons without repeats, and its bad rows refused, or dropped and counted.
 
-    A repeat has the texts of an earlier row. Prints what was dropped. Raises CourseError for a missing column, for an
-    id that stands for two comparisons, for the first bad row if bad_rows is "refuse", and for more than 1 % of them.
+    A repeat has the texts of an earlier row. Prints what was dropped. Winners come back as whole numbers; a test that
+    has none, or only nulls, comes back without these columns. Raises CourseError for a missing column, for an id that
+    stands for two comparisons, for the first bad row if bad_rows is "refuse", and for more than 1 % of them.
     """
     where = f"split {split!r} (rows count from 0)"
-    checks.check_columns(where, table, ("id", *TEXTS), {})
+    if split == "test" and {*WINNERS} <= {*table} and table[[*WINNERS]].isna().all(axis=None):
+        table = table.drop(columns=[*WINNERS])  # load_dataset gave a test file without them the columns of train
+    checks.check_columns(where, table, required(split, table), {})
     table = table.reset_index(drop=True)
     bad = faults(table.to_dict("index"))
-    if bad and (bad_rows != "drop" or len(bad) > max(1, len(table) // 100)):
+    if bad and (bad_rows != "drop" or len(bad) > max(1, len(table) // 100) or len(bad) == len(table)):
         row, fault = next(iter(bad.items()))
         more = f" ({len(bad)} of {len(table)} rows are bad; at most 1 % may be dropped)" * (bad_rows == "drop")
         raise CourseError(f"{where}, row {row}, {fault.rstrip('.')}{more}.")
     kept = table.drop(index=list(bad)).drop_duplicates([*TEXTS])
+    winners = {*WINNERS} & {*kept}  # one bad row turns a column of numbers into texts
+    kept = kept.astype(dict.fromkeys(winners, float)).astype(dict.fromkeys(winners, int))
     if twice := sorted(kept["id"][kept["id"].duplicated()].astype(str)):
         remedy = "give each comparison an id of its own, or delete one"
         raise CourseError(f"{where}, column 'id': {some(twice)} stands for two comparisons; {remedy}.")
@@ -85,7 +96,7 @@ def faults(rows):
     for number, row in rows.items():
         try:
             columns, column = {}, "id"
-            if row["id"] is None or not str(row["id"]).strip():
+            if row["id"] is None or row["id"] != row["id"] or not str(row["id"]).strip():
                 raise CourseError("is empty; give each comparison an id of its own.")
             for column in TEXTS:
                 columns[column] = turns(row[column])
@@ -100,7 +111,7 @@ def faults(rows):
                 raise CourseError(f"and the others differ in turns ({lengths}); give each as many as the prompt has.")
             column = WINNERS[0]
             if {*WINNERS} & {*row}:
-                values = [str(row.get(winner)) for winner in WINNERS]
+                values = [str(row.get(winner)).removesuffix(".0") for winner in WINNERS]
                 if sorted(values) != ["0", "0", "1"]:
                     said = ", ".join(values)
                     raise CourseError(f"to {WINNERS[-1]!r} are {said}; write 1 in one of the three, 0 in the others.")
@@ -114,35 +125,40 @@ def write_probabilities(path, ids, lengths, predict, batch_size):
 
     predict(rows): probabilities of shape (len(rows), 3) for row numbers, whose order is by length, longest first.
     After each batch its rows go to `path`.partial: a run that was interrupted goes on behind the last whole batch, and
-    ends with the same file. Raises CourseError if ids repeat, if the partial file is of other ids, or if
-    probabilities do not sum to 1 within 1e-6.
+    ends with the same file. Raises CourseError if ids repeat, if the partial file is of other ids or damaged, or if
+    a row is not three probabilities whose sum is 1 within 1e-6.
     """
     path, ids = Path(path), [str(name) for name in ids]
-    if len({*ids}) < len(ids):
-        raise CourseError(f"{path}: {some(sorted({n for n in ids if ids.count(n) > 1}))} twice; ids must differ.")
+    if twice := sorted(name for name, count in Counter(ids).items() if count > 1):
+        raise CourseError(f"{path}: {some(twice)} twice; ids must differ.")
     partial, order = path.with_name(f"{path.name}.partial"), sorted(range(len(ids)), key=lambda row: -lengths[row])
     batches = [order[at : at + batch_size] for at in range(0, len(order), batch_size)]
-    lines = partial.read_text("utf-8").splitlines(keepends=True) if partial.exists() else []
-    done, start = {}, 0
+    text = partial.read_text("utf-8", "replace") if partial.exists() else ""
+    lines = text.split("\n")[:-1]  # what stands behind the last line break was torn off
+    done = {}
     for batch in batches:  # only batches that were written whole count
-        own = lines[start : start + len(batch)]
-        if len(own) < len(batch) or not own[-1].endswith("\n"):
+        own = lines[len(done) : len(done) + len(batch)]
+        if len(own) < len(batch):
             break
-        rows = list(csv.reader(own))
-        if [row[0] for row in rows] != [ids[number] for number in batch]:
-            raise CourseError(f"{partial}: it is of other comparisons; delete it to begin anew.")
+        try:
+            rows = [json.loads(line) for line in own]
+            known = [row[0] for row in rows] == [ids[row] for row in batch] and all(_is_whole(row[1:]) for row in rows)
+        except (ValueError, TypeError, LookupError):
+            known = False
+        if not known:
+            raise CourseError(f"{partial}: it is of other comparisons, or damaged; delete it to begin anew.")
         done |= dict(zip(batch, (row[1:] for row in rows), strict=True))
-        start += len(batch)
-    partial.write_text("".join(lines[:start]), encoding="utf-8")
-    with partial.open("a", encoding="utf-8", newline="") as file:
+    partial.write_text("".join(f"{line}\n" for line in lines[: len(done)]), encoding="utf-8")
+    with partial.open("a", encoding="utf-8") as file:
         for number, batch in enumerate(batches):
             if batch[0] in done:
                 continue
             values = [[float(value) for value in row] for row in predict(batch)]
-            if len(values) != len(batch) or any(not math.isclose(sum(row), 1, abs_tol=1e-6) for row in values):
-                raise CourseError(f"{path}: the probabilities of batch {number + 1} are not whole rows that sum to 1.")
-            done |= {row: [repr(value) for value in found] for row, found in zip(batch, values, strict=True)}
-            csv.writer(file, lineterminator="\n").writerows([ids[row], *done[row]] for row in batch)
+            if len(values) != len(batch) or not all(map(_is_whole, values)):
+                remedy = "predict must return a row of three for each number, each row with the sum 1"
+                raise CourseError(f"{path}: the probabilities of batch {number + 1} are not whole; {remedy}.")
+            done |= dict(zip(batch, values, strict=True))
+            file.writelines(json.dumps([ids[row], *done[row]]) + "\n" for row in batch)
             file.flush()
             print(f"\r{len(done)} of {len(ids)} comparisons", end="", flush=True)
     print()
@@ -154,3 +170,7 @@ def write_probabilities(path, ids, lengths, predict, batch_size):
     os.replace(whole, path)
     partial.unlink()
     return path
+
+
+def _is_whole(row):
+    return len(row) == len(WINNERS) and min(row) >= 0 and math.isclose(sum(row), 1, abs_tol=1e-6)
