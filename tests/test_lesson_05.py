@@ -156,7 +156,7 @@ def test_the_notebook_shows_what_it_says(judge):
     outputs = [output for cell in code for output in cell.outputs]
     printed = "".join(o.text for o in outputs if o.output_type == "stream" and o.name == "stdout")
     shown = printed + "".join(str(o.data.get("text/plain")) for o in outputs if "data" in o)
-    for words in ("119,745,024", "9,361,461,760", "sdpa:", "eval would call: ['__import__('os').system'", "Linear\n"):
+    for words in ("119,745,024", "9,361,461,760", "sdpa:", """eval would call: ["__import__('os').system"]"""):
         assert words in shown, words
     assert "head: Linear\n" in printed, "not Linear4bit"
     matrices = 5 * AutoConfig.from_pretrained(TINY).num_hidden_layers
