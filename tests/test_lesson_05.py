@@ -156,7 +156,7 @@ def test_the_notebook_shows_what_it_says(judge):
     outputs = [output for cell in code for output in cell.outputs]
     printed = "".join(o.text for o in outputs if o.output_type == "stream" and o.name == "stdout")
     shown = printed + "".join(str(o.data.get("text/plain")) for o in outputs if "data" in o)
-    for words in ("119,745,024", "9,361,461,760", "sdpa:", """eval would call: ["__import__('os').system"]"""):
+    for words in ("119,745,024", "9,361,461,760", "sdpa:", "eval would call: [\"__import__('os').system\""):
         assert words in shown, words
     assert "head: Linear\n" in printed, "not Linear4bit"
     matrices = 5 * AutoConfig.from_pretrained(TINY).num_hidden_layers
@@ -218,7 +218,7 @@ np.save("said.npy", said)
 
 
 def test_at_learning_rate_0_it_says_one_third_each(run_notebook):
-    done = run_notebook(NOTEBOOK, "--overrides", json.dumps(QUICK | {"learning_rate": 0, "eval_rows": 300}))
+    done = run_notebook(NOTEBOOK, "--overrides", json.dumps(QUICK | {"learning_rate": 0, "eval_rows": 120}))
     assert done.code == 0, done.text
     assert abs(done.results["after"] - math.log(3)) <= 0.05
     assert not reaches_the_bars(done.results)
@@ -232,7 +232,7 @@ def test_a_random_base_does_not_reach_the_bars(judge, run_notebook, tmp_path):
     random.save_pretrained(tmp_path / "random")
     AutoTokenizer.from_pretrained(TINY).save_pretrained(tmp_path / "random")
     overrides = {"model_id": str(tmp_path / "random"), "max_steps": 30, "eval_steps": 15, "compare_steps": 0}
-    done = run_notebook(NOTEBOOK, "--overrides", json.dumps(overrides | {"eval_rows": 300}))
+    done = run_notebook(NOTEBOOK, "--overrides", json.dumps(overrides | {"eval_rows": 200}))
     assert done.code == 0, done.text
     assert not reaches_the_bars(done.results), done.results["metrics"]["scores"]
     assert done.results["after"] > judge.results["after"] + 0.05
@@ -266,10 +266,10 @@ def test_a_hostile_cell_is_refused_before_training_and_never_runs(run_notebook, 
     done = run_notebook(NOTEBOOK, "--overrides", json.dumps(overrides))
     assert done.code != 0
     messages = [line for line in done.text.splitlines() if "column 'response_a'" in line]
-    assert messages, done.text
-    assert "mine.csv, row 9" in messages[-1], "as an editor counts, the header being row 1"
-    assert "is not JSON; write a JSON list of texts" in messages[-1]
-    assert messages[-1].endswith("for no answer.")
+    assert len(messages) == 1, done.text
+    assert "mine.csv, row 9" in messages[0], "as an editor counts, the header being row 1"
+    assert "is not JSON; write a JSON list of texts" in messages[0]
+    assert "Traceback" not in done.text
     assert done.results is None
     assert not (done.folder / "checkpoints").exists()
     assert not (done.folder / "lengths.png").exists()
