@@ -413,3 +413,8 @@ def test_eager_and_flex_cap_the_scores_and_sdpa_is_refused():
     assert moved > 1e-2, "the control: with these scores the cap matters"
     with pytest.raises(ValueError, match="scaled_dot_product_attention"):
         logits("sdpa")
+
+
+def test_solutions_run(run_notebook):
+    done = run_notebook(ROOT / "notebooks" / "solutions" / f"{NAME}.ipynb")
+    assert done.code == 0, done.text
