@@ -363,6 +363,12 @@ def test_a_killed_process_goes_on_also_behind_a_torn_line(tmp_path, whole):
         assert path.read_bytes() == whole
         assert len(asked) == 4 - done
         path.unlink()
+    partial.write_bytes(two_batches + third[:-80])
+    with pytest.raises(KeyboardInterrupt):  # broken off once more, one batch later
+        comparisons.write_probabilities(path, IDS, LENGTHS, interrupted(2)[0], 3)
+    rest, asked = interrupted(at=None)
+    assert comparisons.write_probabilities(path, IDS, LENGTHS, rest, 3).read_bytes() == whole
+    assert asked == [[5]]
 
 
 def test_ids_may_hold_any_character(tmp_path):
