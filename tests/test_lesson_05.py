@@ -161,7 +161,7 @@ def test_the_notebook_shows_what_it_says(judge):
     assert "head: Linear\n" in printed, "not Linear4bit"
     matrices = 5 * AutoConfig.from_pretrained(TINY).num_hidden_layers
     assert f"{matrices} of {matrices} matrices B" in printed
-    assert re.search(r"padding moves a logit by \d\.\de-0[5-9]", printed)
+    assert float(re.search(r"padding moves a logit by (\S+)", printed)[1]) < 1e-4
     for name in ("lengths.png", "reliability.png", "learning_curve.png", "adapter/adapter_model.safetensors"):
         assert (judge.folder / name).stat().st_size > 1000, name
 
