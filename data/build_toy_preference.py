@@ -195,6 +195,7 @@ def write(folder=FOLDER):
     did: whoever joins them must drop the repeats.
     """
     splits, rng = comparisons(), random.Random(SEED + 3)
+    Path(folder).mkdir(parents=True, exist_ok=True)
     half = len(splits["train"]) // 2
     again = rng.sample(splits["train"][:half], REPEATS)
     renamed = [row | {"id": str(int(row["id"]) + 5_000_000)} for row in again[: REPEATS // 4]]
