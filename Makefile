@@ -12,7 +12,7 @@ export NB PROFILE OVERRIDES OUT SEED GPU_MEMORY
 LESSONS := --profile="$$PROFILE" $(if $(NB),--nb="$$NB")
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lab render rehearse assets lock clean
+.PHONY: help run test lab render rehearse assets lock hashes clean
 
 help:
 	@echo 'Usage: make TARGET [NAME=value ...]'
@@ -47,6 +47,9 @@ lock: ## write the newest versions that requirements.txt allows to constraints.t
 	$$pip install -r requirements.txt "torch==$(TORCH)"; \
 	$$pip freeze --exclude-editable > "$$folder/all.txt"; \
 	grep -vE '^(nvidia-|triton)' "$$folder/all.txt" | sed 's/+.*//' | LC_ALL=C sort -f > constraints.txt
+
+hashes: $(READY) ## write the hashes of those versions to constraints-hashes.txt; minutes, several GB
+	$(VENV)/bin/python .ci/lock_hashes.py
 
 clean: ## remove outputs/ and caches; ALL=1 also .venv
 	rm -rf outputs .pytest_cache .ruff_cache $(if $(ALL),$(VENV))
