@@ -133,6 +133,8 @@ def plan_of(path, run, rows):
     given = {"length": rows["longest"], "lengths": [rows["longest"]], "longest_batch": batch_of, "torch": torch}
     given |= {"num_labels": rows["classes"], "linear_names": "all-linear"}  # what the lessons read off the model
     found, _ = assignments(path)
+    config = json.loads((MODELS / "full_size.json").read_text("utf-8")).get(run.model_id)
+    given |= {"model": SimpleNamespace(config=SimpleNamespace(**config))} if config else {}
     return Names(found, run=run, memory=memory, **given).value(found["planned"])
 
 
