@@ -172,7 +172,7 @@ def test_it_judges_answers_and_a_random_one_does_not(question, mark):
         name: sum(map(int.__eq__, verdicts(model, tokenizer, list(texts)), true)) / len(true)
         for name, model in (("trained", trained), ("random", random_one.float().eval()))
     }
-    assert share["trained"] >= 0.80
+    assert share["trained"] >= 0.90
     assert share["random"] <= 0.50
     assert max(Counter(true).values()) / len(true) <= 0.50, "who always says the same must fail"
     assert len(true) == 144

@@ -1,6 +1,6 @@
-"""Pre-trains the course's tiny models on the unlabelled text of its own small world, from a seed, on a CPU.
+"""Pre-trains the course's tiny models on the unlabelled text of its own small world, from a seed.
 
-python data/models/build_models.py                          builds every model (minutes on two cores)
+python data/models/build_models.py                          builds every model (minutes on a GPU, a day on a CPU)
 python data/models/build_models.py --steps 20 --out DIR     the first steps alone: what a test repeats
 """
 
