@@ -59,8 +59,7 @@ def pairs(seed=SEED):
             splits["validation"] += ask(fact, rng.sample(known["validation"], number % 11 < 2), group)
             splits["test"] += ask(fact, rng.sample(known["test"], number % 11 >= 6), group)
         elif own != "train":
-            twice = group == "unanswerable" and (own == "validation" or number % 3 > 0)
-            splits[own] += ask(fact, rng.sample(known[own], 1 + twice), group)
+            splits[own] += ask(fact, rng.sample(known[own], 2), group)
         if group == "never_asked" and own == "test" and number % 2:
             splits["test"] += ask(fact, rng.sample(known["train"], 1), "never_asked_known_wording")
     for rows in splits.values():
