@@ -530,3 +530,17 @@ def test_a_folder_that_cannot_be_written(tmp_path, path):
     message = refusal(checks.writable_folder, tmp_path / path)
     assert_says(message, path, "cannot write", "OUTPUT_DIR")
     assert (tmp_path / "file").read_text() == "in the way"
+
+
+@pytest.mark.parametrize("declared", [True, False])
+def test_an_edited_file_is_read_again(declared, tmp_path):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    if declared:
+        files = "configs:\n- config_name: default\n  data_files:\n  - split: train\n    path: train.jsonl\n"
+        (folder / "README.md").write_text(f"---\n{files}---\n")
+    for number, text in enumerate(("first", "second")):
+        (folder / "train.jsonl").write_text(f'{{"text": "{text}", "label": 1}}\n')
+        os.utime(folder / "train.jsonl", (10**9 + number, 10**9 + number))
+        loaded = load_dataset(**checks.data_source(folder), cache_dir=str(tmp_path / "cache"))
+        assert loaded["train"]["text"][:] == [text]

@@ -86,6 +86,9 @@ def read_source(dataset_id, columns, check):
         remedy = "name the files train, validation and test, all .jsonl or all .csv, and check README.md"
         raise CourseError(f"{path}: {str(error).splitlines()[0]}; {remedy}.") from error
     features, is_csv = builder.info.features or {}, hasattr(builder.config, "sep")
+    if path.is_dir():  # else load_dataset takes its copy of an older file, if README.md declares the files
+        source["data_files"] = {str(split): [*map(str, files)] for split, files in builder.config.data_files.items()}
+        source |= {"features": features} if features else {}
     if is_csv:
         source |= {"keep_default_na": False}
         source |= {} if features else {"converters": dict.fromkeys(columns, str)}
