@@ -14,7 +14,7 @@ import pytest
 
 from utils.checks import CourseError
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # as utils.environment does, before torch
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: two tests run side by side
 ROOT = Path(__file__).resolve().parents[1]
 LESSON = "01_bert_full_fine_tuning"
 

@@ -11,7 +11,10 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[1]
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: same sums on any CPU, and no stall on a busy one
+# Before torch is imported: a fixed number of threads, so that sums are the same on any number of cores. Threads that
+# wait for each other give way soon: else a busy machine stalls (a step took 30 times as long, on two cores).
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # at its import: lacks an optional kernel
 
 
