@@ -142,6 +142,8 @@ class Net:
     def rms_norm(self, x, name, width, wide):
         """Root mean square norm. wide: multiply with the weight in float32 (Gemma), else in x's type (Llama, T5)."""
         weight, given = self.weight(f"{name}.weight", width), x.size
+        if self.setup["liger"]:  # one kernel: it keeps its input and a number a row
+            return self.tape.op([x], x.count, given, [x, Tensor(self.tape, x.count // width, 4)], [weight])
         xf = self.cast(x, 4)
         r = self.tape.op([xf], x.count // width, 4, [xf], work=4 * x.count, back=4 * x.count)  # pow, mean, rsqrt
         y = self.multiply(x if not wide and given == 2 and self.config["model_type"] == "t5" else xf, r)
@@ -229,6 +231,13 @@ class Net:
         del with_float
         self.cast(logits, 4) if self.half else None
         return result
+
+    def fused_head(self, x, width, tokens, vocabulary):
+        """TRL's loss of next tokens (ChunkedLogProbFunction): never all logits, but tiles of 4,096 by 4,096, which its
+        backward computes again; it collects the gradient of x in float32."""
+        tile = min(tokens, 4096) * min(vocabulary, 4096) * (self.half or x.size)
+        sums = Tensor(self.tape, 4 * tokens, 4)
+        return self.tape.op([x], tokens, 4, [x, sums], work=tile, back=tile + 4 * tokens * width)
 
 
 def bert(net, batch, length, target):
@@ -411,6 +420,8 @@ def gated(net, batch, length, target):
     kinds = c.get("layer_types") or ["sliding_attention", "full_attention"][: 1 + gemma]
 
     def rotate(t):
+        if net.setup["liger"]:
+            return net.tape.op([t], t.count, t.size)
         a = net.multiply(t, cos)
         b = net.multiply(net.same(t, work=t.count * t.size // 2), sin)
         return net.add(a, b)
@@ -434,8 +445,11 @@ def gated(net, batch, length, target):
         x = net.rms_norm(x, n + "post_attention_layernorm", d, wide=True) if gemma else x
         residual = x = net.add(residual, x)
         x = net.rms_norm(x, n + ("pre_feedforward_layernorm" if gemma else "post_attention_layernorm"), d, wide=gemma)
-        h = net.activation(net.linear(x, n + "mlp.gate_proj", d, f, bias=False), act)
-        h = net.multiply(h, net.linear(x, n + "mlp.up_proj", d, f, bias=False))
+        h = net.linear(x, n + "mlp.gate_proj", d, f, bias=False)
+        h = h if net.setup["liger"] else net.activation(h, act)
+        up = net.linear(x, n + "mlp.up_proj", d, f, bias=False)
+        h = net.tape.op([h, up], h.count, h.size, [h, up]) if net.setup["liger"] else net.multiply(h, up)
+        del up
         x = net.linear(h, n + "mlp.down_proj", f, d, bias=False)
         del h
         x = net.rms_norm(x, n + "post_feedforward_layernorm", d, wide=True) if gemma else x
@@ -457,6 +471,8 @@ def _decoder_head(net, x, embedding, width, tokens, batch):
     if net.cache is not None:  # generation asks for the last position only, a view: it keeps the whole alive
         whole, x = x.buffer, net.tape.op([x], batch * width, x.size)
         x.buffer = whole
+    if net.setup["fused_head"] and net.cache is None:
+        return net.fused_head(x, width, tokens, c["vocab_size"])
     kept = net.weights[embedding] if c.get("tie_word_embeddings", c["model_type"] in ("opt", "gemma2")) else None
     logits = net.plain(x, "lm_head", width, c["vocab_size"], bias=False, kept=kept)
     del x

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
-from utils.architectures import FAMILIES, HEADS, Net
+from utils.architectures import FAMILIES, HEADS, Net, gated
 from utils.checks import CourseError, closest
 from utils.tape import Buffer, Tape, Tensor, Weight
 
@@ -101,6 +101,8 @@ def plan(model, method="full", *, batch=8, length=512, **settings):
     attention: "eager", "sdpa", "flex_attention". checkpointing: gradient checkpointing. accumulation: steps a gradient.
     optimizer: a name of TrainingArguments.optim. prepare: whether prepare_model_for_kbit_training is called.
     keep_in_fp32: modules that transformers does not quantize, and keeps in float32 unless dtype is bfloat16.
+    liger: Liger's fused kernels for norms, rotary positions and the gated MLP; other families have none.
+    fused_head: TRL's loss in pieces, as SFTTrainer computes it, instead of all logits at once.
     eval_batch: rows of an evaluation batch. padded: whether rows differ in length. hopper: whether the card is one.
     generate: a dict if the evaluation generates, as with predict_with_generate: max_new_tokens (target_length), batch
     (eval_batch), length (tokens of the prompt, or of the encoder's side; length), num_beams (1).
@@ -109,6 +111,7 @@ def plan(model, method="full", *, batch=8, length=512, **settings):
     family = config["model_type"]
     known = {"target_length", "num_labels", "lora", "quantization", "dtype", "autocast", "attention", "checkpointing"}
     known |= {"accumulation", "optimizer", "prepare", "eval_batch", "padded", "hopper", "keep_in_fp32", "generate"}
+    known |= {"liger", "fused_head"}
     written = {"max_new_tokens", "batch", "length", "num_beams"}
     for given, names in ((settings, known), (settings.get("generate") or {}, written)):
         for key in set(given) - names:
@@ -122,13 +125,14 @@ def plan(model, method="full", *, batch=8, length=512, **settings):
     defaults |= {"attention": "eager" if family == "gemma2" else "sdpa", "checkpointing": False, "accumulation": 1}
     defaults |= {"optimizer": "adamw_torch_fused", "prepare": False, "padded": True, "hopper": _on_hopper()}
     defaults |= {"target_length": max(1, length // 8), "eval_batch": None, "num_labels": config.get("num_labels")}
-    defaults |= {"generate": None}
+    defaults |= {"generate": None, "liger": False, "fused_head": False}
     defaults["keep_in_fp32"] = ["wo"] if family == "t5" else []
     s = defaults | settings | {"batch": batch, "length": length, "config": config}
     for key in ("dtype", "autocast"):
         s[key] = str(s[key]).removeprefix("torch.") if s[key] else None
         if s[key] not in SIZES:
             raise CourseError(f"{key} {s[key]!r} is not known; write 'float32', 'bfloat16' or 'float16'.")
+    s["liger"] = bool(s["liger"]) and FAMILIES.get(family) is gated
     s["lora"] = _lora(lora, family, s["num_labels"] if isinstance(lora, dict) else None)
     s["quantization"] = _quantization(quantization)
     if family == "bert":
@@ -241,7 +245,10 @@ def _state_bytes(weight, optimizer):
 
 def _net(s):
     """The network of settings as `plan` completes them, with all its weights: one forward pass of one token."""
-    setup = {key: s[key] for key in ("attention", "lora", "quantization", "prepare", "padded", "num_labels")}
+    setup = {
+        key: s[key]
+        for key in ("attention", "lora", "quantization", "prepare", "padded", "num_labels", "liger", "fused_head")
+    }
     setup |= {"dtype": SIZES[s["dtype"]], "dtype_name": s["dtype"], "autocast": SIZES[s["autocast"]]}
     net = Net(s["config"], setup | {"keep_in_fp32": set(s["keep_in_fp32"])})
     net.tape = Tape()
