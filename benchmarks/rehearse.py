@@ -291,10 +291,12 @@ def comparisons(tokenizer):
 
 WINNERS = ("winner_model_a", "winner_model_b", "winner_tie")
 # dataset_id: a function of a tokenizer that returns the rows of each split or file, the input tokens of each row, the
-# tokens of each kind of text and further overrides; how many rows with answers the real set has; and its classes
+# tokens of each kind of text and further overrides; how many rows with answers the real set has; its classes; and how
+# often an epoch trains on a row
 DATA = {
-    "FiscalNote/billsum": (bills, {"train": 18949, "test": 3269}, None),
-    "GAIR/lima": (talks, {"train": 1030}, None),
+    "FiscalNote/billsum": (bills, {"train": 18949, "test": 3269}, None, 1),
+    "GAIR/lima": (talks, {"train": 1030}, None, 1),
+    "lmsys/lmsys-arena-human-preference-55k": (comparisons, {"train": 57477}, 3, 2),  # each pair in both orders
 }
 
 
@@ -316,7 +318,7 @@ def write_rows(run, tokenizer, folder):
 
     A data set that lies on this machine is used as it is; another is replaced by synthetic rows in `folder`.
     """
-    found, local, targets = {"overrides": {}, "classes": None}, Path(run.dataset_id), [0]
+    found, local, targets = {"overrides": {}, "classes": None, "copies": 1}, Path(run.dataset_id), [0]
     if local.exists():
         texts = [json.loads(line) for line in (local / "train.jsonl").read_text("utf-8").splitlines()]
         found["sizes"] = {file.stem: len(file.read_text("utf-8").splitlines()) for file in local.glob("*.jsonl")}
@@ -324,7 +326,7 @@ def write_rows(run, tokenizer, folder):
         found["classes"] = len({row[run.label_column] for row in texts})
         found["described"] = str(local).replace(f"{ROOT}{os.sep}", "")
     elif run.dataset_id in DATA:
-        make, found["sizes"], found["classes"] = DATA[run.dataset_id]
+        make, found["sizes"], found["classes"], found["copies"] = DATA[run.dataset_id]
         rows, inputs, lengths, extra = make(tokenizer)
         folder.mkdir(parents=True, exist_ok=True)
         for name, some in rows.items():
@@ -349,6 +351,7 @@ def split_sizes(run, sizes):
     sizes = dict(sizes)
     for split, share in SPLITS:
         if split not in sizes:
+            share = 1 / run.n_folds if hasattr(run, "n_folds") else share
             sizes[split] = math.ceil(sizes["train"] * share)
             sizes["train"] -= sizes[split]
     if hasattr(run, "train_rows"):
@@ -356,15 +359,16 @@ def split_sizes(run, sizes):
     return sizes
 
 
-def project(run, cut, sizes, record, lengths=1.0):
+def project(run, cut, sizes, record, lengths=1.0, copies=1):
     """Seconds of the whole run by part, from the record of a rehearsal with the overrides `cut`.
 
     Training: steps and evaluations of the profile at the measured rates. Generation outside of it grows with eval_rows,
     trainings for comparison with their steps; what else a lesson does took as long in the rehearsal.
     lengths: mean tokens of a row, by those of the rows in the rehearsal; rows grouped by length begin with the longest.
+    copies: how often an epoch trains on a row.
     """
     rows, main, later = split_sizes(run, sizes), record["trainings"][0], record["trainings"][1:]
-    batches = math.ceil(rows["train"] / run.per_device_train_batch_size)
+    batches = math.ceil(copies * rows["train"] / run.per_device_train_batch_size)
     epochs = math.ceil(batches / getattr(run, "gradient_accumulation_steps", 1)) * run.num_train_epochs
     steps = run.max_steps if run.max_steps > 0 else epochs
     evaluations = steps // getattr(run, "eval_steps", getattr(run, "logging_steps", steps))
@@ -614,7 +618,9 @@ def report(args, path, run, ready, folder):
         line += f" {rows['mean']:.0f} in the whole set)"
     found["rows_per_second"] = batch / found["step_seconds"] / lengths
     print(f"training: {line}, {found['rows_per_second']:.1f} rows/s of the whole set")
-    found["projected_seconds"], found["projected_steps"] = project(run, cut, rows["sizes"], record, lengths)
+    found["projected_seconds"], found["projected_steps"] = project(
+        run, cut, rows["sizes"], record, lengths, rows["copies"]
+    )
     total = sum(found["projected_seconds"].values())
     parts = ", ".join(f"{name} {hours(value)}" for name, value in found["projected_seconds"].items() if value >= 1)
     whole = f"at most about {hours(total)} ({total / 3600:.2f} h) for {found['projected_steps']:,} steps"
