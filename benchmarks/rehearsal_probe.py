@@ -50,16 +50,18 @@ def _watch(shell):
 
             def on_train_begin(self, args, state, control, **kwargs):
                 names = ("warm_up_steps", "warm_up_seconds", "steps", "seconds", "saves", "save_seconds")
-                self.one = dict.fromkeys(names, 0) | {"evaluations": [], "begin": settled(), "end": None}
+                self.one = dict.fromkeys(names, 0) | {"evaluations": [], "times": [], "begin": settled(), "end": None}
                 self.open = None  # when the present stretch of steps began
                 record["trainings"].append(self.one)
 
             def on_step_begin(self, args, state, control, **kwargs):
+                self.begun = settled()
                 if self.open is None:
-                    self.open, self.count = settled(), 0
+                    self.open, self.count = self.begun, 0
 
             def on_step_end(self, args, state, control, **kwargs):
                 self.count += 1
+                self.one["times"].append(settled() - self.begun)
                 warming = self.one["warm_up_steps"] + self.count <= 3 and not self.one["steps"]
                 at_end = warming and self.one["warm_up_steps"] + self.count == 3
                 if at_end or control.should_evaluate or control.should_save or control.should_training_stop:

@@ -375,6 +375,7 @@ def project(run, cut, sizes, record, lengths=1.0, copies=1):
     judged = sum(count for count, _ in main["evaluations"])
     a_row = sum(seconds for _, seconds in main["evaluations"]) / max(1, judged)
     found = {"steps": steps * step_seconds(main) * lengths}
+    found["compilation"] = sum(slow_steps(main)) - len(slow_steps(main)) * step_seconds(main)
     found["evaluations"] = evaluations * rows["validation"] * a_row
     found["checkpoints"] = evaluations * main["save_seconds"] / max(1, main["saves"])
     growth = run.eval_rows / cut["eval_rows"] if "eval_rows" in cut else 1
@@ -391,10 +392,17 @@ def project(run, cut, sizes, record, lengths=1.0, copies=1):
     return found, steps
 
 
+def slow_steps(training):
+    """Seconds of the steps after the warm-up that took more than twice as long as most: kernels were compiled."""
+    times = training.get("times", [])[training["warm_up_steps"] :]
+    return [seconds for seconds in times if seconds > 2 * statistics.median(times)]
+
+
 def step_seconds(training):
-    """Seconds a step after the warm-up; with it, if there was nothing else."""
+    """Seconds a step after the warm-up, slow ones left out; with the warm-up, if there was nothing else."""
     if training["steps"]:
-        return training["seconds"] / training["steps"]
+        slow = slow_steps(training)
+        return (training["seconds"] - sum(slow)) / (training["steps"] - len(slow))
     return training["warm_up_seconds"] / max(1, training["warm_up_steps"])
 
 
@@ -609,6 +617,9 @@ def report(args, path, run, ready, folder):
     }
     line, lengths = f"{found['step_seconds']:.3f} s a step of {batch} rows", 1.0
     line += f" ({main['steps']} steps after {main['warm_up_steps']} of warm-up)"
+    if slow := slow_steps(main):
+        found |= {"slow_steps": len(slow), "slow_seconds": sum(slow)}
+        line += f" (without {len(slow)} slow ones, {sum(slow):.0f} s in all: kernels were compiled)"
     if found["complete"]:
         lesson = json.loads((results / "results.json").read_text("utf-8"))
         tokens = lesson["real_tokens_per_second"] / lesson["rows_per_second"]

@@ -244,18 +244,27 @@ def test_the_whole_run_is_projected_from_its_parts():
     assert steps == 4 * 124  # 989 rows are 248 batches of 4, and 124 steps of two batches
     assert found == {
         "steps": 496 * 2.0 * 0.5,
+        "compilation": 0,
         "evaluations": 4 * 248 * 0.5,  # after 100, 200, 300, 400 steps; 8 seconds for 16 rows
         "checkpoints": 4 * 1.5,
         "generation": 7.0 * 248 / 8,
         "comparisons": 12.0 - 5 * 2.0 + 20 * 2.0 * 0.5,  # loading, then its steps
         "the rest": 65.0 - 7.0 - 30.0 - 12.0,
     }
+    run.max_steps = -1
+    assert rehearse.project(run, cut, {"train": 18949, "test": 3269}, record, copies=2)[1] == 4 * 248
     run.max_steps = 50
     assert rehearse.project(run, cut, {"train": 18949, "test": 3269}, record)[0]["steps"] == 100.0
+    training |= {"times": [9.0, 1.0, 1.0, 1.5, 1.5, 4.0, 1.5, 1.5]}  # the first three are warm-up
+    assert rehearse.step_seconds(training) == pytest.approx(6 / 4)
+    found, _ = rehearse.project(run, cut, {"train": 18949, "test": 3269}, record)
+    assert (found["steps"], found["compilation"]) == (pytest.approx(50 * 1.5), pytest.approx(2.5))
 
 
 def test_splits_are_counted_as_the_lessons_cut_them():
     assert rehearse.split_sizes(SimpleNamespace(), {"train": 1030}) == {"train": 741, "test": 206, "validation": 83}
+    folds = rehearse.split_sizes(SimpleNamespace(n_folds=20), {"train": 2000})
+    assert folds == {"train": 1805, "test": 100, "validation": 95}
 
 
 # ---- the probe, with a card that is not there

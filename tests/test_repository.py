@@ -93,8 +93,27 @@ def test_the_memory_of_the_readme_is_that_of_the_receipts(receipt):
     record = json.loads(receipt.read_text())
     planned, measured = (record[f"{name}_peak_bytes"] / 2**30 for name in ("planned", "measured"))
     row = next(line for line in (ROOT / "README.md").read_text().splitlines() if receipt.name in line)
+    if later := record["metrics"].get("rehearsal", {}).get("planned_later_bytes"):
+        planned = later / 2**30
+        assert "planned after the run" in row
     assert f"| {planned:.1f} GiB | {measured:.1f} GiB |" in row
     assert abs(planned / measured - 1) < 0.15
+
+
+@pytest.mark.parametrize(
+    "receipt", sorted((ROOT / "benchmarks" / "receipts").glob("[0-9]*_h100.json")), ids=lambda path: path.stem
+)
+def test_a_lesson_plans_today_what_a_gpu_took(receipt):
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    rehearse = importlib.import_module("rehearse")
+    record = json.loads(receipt.read_text())
+    path = ROOT / "notebooks" / f"{record['lesson']}.ipynb"
+    run = rehearse.profile_of(path, record["profile"], {})
+    rows = {"longest": run.max_length, "target": getattr(run, "max_target_length", 0), "classes": 3}
+    assert rehearse.plan_of(path, run, rows)["total"] == pytest.approx(record["measured_peak_bytes"], rel=0.15)
+    run.activation_checkpointing = not run.activation_checkpointing
+    other = rehearse.plan_of(path, run, rows)["total"]
+    assert other != pytest.approx(record["measured_peak_bytes"], rel=0.15), "another way must be off"
 
 
 def test_the_table_of_memory_receipts_is_that_of_the_file():
