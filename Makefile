@@ -12,11 +12,11 @@ export NB PROFILE OVERRIDES OUT SEED GPU_MEMORY
 LESSONS := --profile="$$PROFILE" $(if $(NB),--nb="$$NB")
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lab render rehearse assets lock hashes clean
+.PHONY: help run test test-slow lab render rehearse assets lock hashes clean
 
 help:
 	@echo 'Usage: make TARGET [NAME=value ...]'
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 16
 
 run: $(READY) ## run the lessons headless; NB=02 PROFILE=full OVERRIDES='{"learning_rate": 0}' SEED=1 OUT=dir
 	@$(RUN) utils.runner $(LESSONS) $(if $(OVERRIDES),--overrides="$$OVERRIDES") $(if $(SEED),--seed="$$SEED") \
@@ -26,6 +26,9 @@ test: $(READY) ## lint, then every test, the notebooks included
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
 	$(RUN) pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+test-slow: $(READY) ## the sweeps that `make test` leaves out: kills at random steps
+	$(RUN) pytest -n 2 -m slow
 
 lab: $(READY) ## open JupyterLab on notebooks/
 	$(RUN) jupyterlab notebooks
