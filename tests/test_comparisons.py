@@ -460,3 +460,24 @@ def test_flips_are_counted_against_the_answer_not_the_place():
     assert metrics.flip_rate(np.tile([0.1, 0.1, 0.8], (50, 1)), np.tile([0.1, 0.1, 0.8], (50, 1))) == 0
     half = np.concatenate([says_a[:25], says_a[:25, [1, 0, 2]]])
     assert metrics.flip_rate(says_a, half) == 0.5
+
+
+def test_what_another_model_had_begun_is_not_taken(tmp_path):
+    adapter, path = tmp_path / "adapter", tmp_path / "x.csv"
+    for content in ("first model", "second model"):
+        adapter.write_text(content)
+        with pytest.raises(KeyboardInterrupt):
+            comparisons.write_probabilities(path, IDS, LENGTHS, interrupted(2)[0], 3, made_by=[adapter])
+    asked = []
+
+    def watch(rows):
+        asked.extend(rows)
+        return [[0.5, 0.3, 0.2]] * len(rows)
+
+    adapter.write_text("third model")
+    comparisons.write_probabilities(path, IDS, LENGTHS, watch, 3, made_by=[adapter])
+    assert sorted(asked) == list(range(len(IDS)))
+    asked.clear()
+    adapter.write_text("second model")
+    comparisons.write_probabilities(path, IDS, LENGTHS, watch, 3, made_by=[adapter])
+    assert 0 < len(asked) < len(IDS), "its own beginning is taken"

@@ -44,6 +44,7 @@ def test_it_learns_on_three_seeds_as_well_as_full_fine_tuning(qlora):
     assert np.mean(accuracies(record, "LoRA")) > record["baseline"]
 
 
+@pytest.mark.slow  # kills of lesson 02 at other steps: test_any_kill.py
 def test_killed_and_run_again_it_ends_as_if_nothing_had_happened(qlora, run_killed_and_resumed):
     """4-bit base, adapter and 8-bit optimizer states included."""
     done = run_killed_and_resumed(NOTEBOOK, 50, {"compare_seeds": 0})

@@ -105,7 +105,7 @@ def test_at_learning_rate_0_nothing_is_learned(run_notebook):
 def test_results_follow_the_contract(sft):
     record = sft.results
     assert list(record) == results.KEYS
-    assert (record["lesson"], record["metric"], record["n_eval"]) == (NAME, "exact_match", 72)
+    assert (record["lesson"], record["metric"], record["n_eval"]) == (NAME, "exact_match", 144)
     config = AutoConfig.from_pretrained(TINY)
     width, wide = config.hidden_size, config.ffn_dim
     assert record["trainable_parameters"] == 16 * config.num_hidden_layers * (4 * (width + width) + 2 * (width + wide))

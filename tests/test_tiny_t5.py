@@ -1,5 +1,6 @@
 """The tiny T5 is a real checkpoint with a Unigram tokenizer, and its builder takes the same first steps."""
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -10,6 +11,9 @@ from conftest import ROOT
 from datasets import load_dataset
 from safetensors import safe_open
 from transformers import AutoConfig, AutoTokenizer, T5ForConditionalGeneration
+
+sys.path[:0] = [str(ROOT / "data"), str(ROOT / "data" / "models")]
+import build_tiny_t5  # noqa: E402
 
 FOLDER = ROOT / "data" / "models" / "tiny-t5"
 
@@ -42,6 +46,12 @@ def test_the_tokenizer_is_unigram_and_knows_the_bills():
         assert len(ids) <= 1.6 * len(text.split()), "words fall apart into letters"
 
 
+def test_the_text_is_that_of_which_it_comes():
+    text = json.dumps(build_tiny_t5.world_bills(build_tiny_t5.DOCUMENTS)).encode()
+    assert hashlib.sha256(text).hexdigest() == json.loads((FOLDER / "build.json").read_text())["text_sha256"]
+
+
+@pytest.mark.slow
 def test_its_builder_takes_the_same_first_steps(tmp_path):
     builder = ROOT / "data" / "models" / "build_models.py"
     command = [sys.executable, str(builder), "--only", "tiny-t5", "--steps", "3", "--out", str(tmp_path)]

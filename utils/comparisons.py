@@ -1,6 +1,7 @@
 """Checks for comparisons of two answers, and predictions for a table of them that survive an interruption."""
 
 import csv
+import hashlib
 import json
 import math
 import os
@@ -120,18 +121,21 @@ def faults(rows):
     return found
 
 
-def write_probabilities(path, ids, lengths, predict, batch_size):
+def write_probabilities(path, ids, lengths, predict, batch_size, made_by=()):
     """Writes a CSV of id and WINNERS for n comparisons, in the order of ids, and returns its Path.
 
     predict(rows): probabilities of shape (len(rows), 3) for row numbers, whose order is by length, longest first.
     After each batch its rows go to `path`.partial: a run that was interrupted goes on behind the last whole batch, and
-    ends with the same file. Raises CourseError if ids repeat, if the partial file is of other ids or damaged, or if
+    ends with the same file. made_by: files that decide what is predicted, such as an adapter; what was written with
+    other contents is not taken. Raises CourseError if ids repeat, if the partial file is of other ids or damaged, or if
     a row is not three probabilities whose sum is 1 within 1e-6.
     """
     path, ids = Path(path), [str(name) for name in ids]
     if twice := sorted(name for name, count in Counter(ids).items() if count > 1):
         raise CourseError(f"{path}: {some(twice)} twice; ids must differ.")
-    partial, order = path.with_name(f"{path.name}.partial"), sorted(range(len(ids)), key=lambda row: -lengths[row])
+    judge = hashlib.sha256(b"".join(Path(file).read_bytes() for file in made_by)).hexdigest()[:12] if made_by else ""
+    partial = path.with_name(".".join([path.name, *filter(None, [judge]), "partial"]))
+    order = sorted(range(len(ids)), key=lambda row: -lengths[row])
     batches = [order[at : at + batch_size] for at in range(0, len(order), batch_size)]
     text = partial.read_text("utf-8", "replace") if partial.exists() else ""
     lines = text.split("\n")[:-1]  # what stands behind the last line break was torn off

@@ -5,9 +5,6 @@ python data/models/build_models.py --steps 20 --out DIR     the first steps alon
 """
 
 import argparse
-import hashlib
-import json
-import platform
 import random
 import string
 import sys
@@ -15,7 +12,6 @@ import time
 from pathlib import Path
 
 import torch
-import transformers
 from tokenizers import BertWordPieceTokenizer
 from torch.utils.data import DataLoader
 from transformers import (
@@ -30,6 +26,7 @@ from transformers import (
 MODELS = Path(__file__).resolve().parent
 sys.path.insert(0, str(MODELS.parent))
 from build_datasets import world_dialogues  # noqa: E402  (the builders are scripts, not a package)
+from pretraining import write_receipt  # noqa: E402
 
 SEED = 11
 DIALOGUES = 30_000
@@ -120,20 +117,7 @@ def build_tiny_bert(folder, steps=STEPS):
     model.config.hidden_dropout_prob = model.config.attention_probs_dropout_prob = 0.1
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    receipt = {
-        "text_sha256": hashlib.sha256(json.dumps(dialogues).encode()).hexdigest(),
-        "seed": SEED,
-        "steps": steps,
-        "first_losses": losses[:20],
-        "last_loss": round(sum(losses[-100:]) / len(losses[-100:]), 4),
-        "minutes": round((time.perf_counter() - started) / 60, 1),
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        },
-    }
-    (folder / "build.json").write_text(json.dumps(receipt, indent=2) + "\n", encoding="utf-8")
+    write_receipt(folder, dialogues, losses, seed=SEED, started=started)
 
 
 def main():

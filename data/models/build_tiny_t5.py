@@ -1,9 +1,6 @@
 """Pre-trains tiny-t5: a T5 in miniature that fills in spans cut out of unlabelled bills and the news about them."""
 
-import hashlib
-import json
 import math
-import platform
 import re
 import string
 import time
@@ -11,8 +8,8 @@ from collections import Counter
 
 import numpy as np
 import torch
-import transformers
 from build_toy_bills import world_bills
+from pretraining import write_receipt
 from torch.utils.data import DataLoader, Dataset
 from transformers import (
     T5Config,
@@ -125,20 +122,6 @@ def build_tiny_t5(folder, steps=STEPS, device=None):
     model.config.dropout_rate = 0.1  # fine-tuning starts from T5's own dropout again
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    losses = [round(loss.item(), 4) for loss in losses]
-    receipt = {
-        "text_sha256": hashlib.sha256(json.dumps(documents).encode()).hexdigest(),
-        "seed": SEED,
-        "steps": steps,
-        "first_losses": losses[:20],
-        "last_loss": round(sum(losses[-100:]) / len(losses[-100:]), 4),
-        "minutes": round((time.perf_counter() - started) / 60, 1),
-        "device": torch.cuda.get_device_name() if device != "cpu" else "CPU",
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        },
-    }
-    (folder / "build.json").write_text(json.dumps(receipt, indent=2) + "\n", encoding="utf-8")
+    losses = [loss.item() for loss in losses]
+    write_receipt(folder, documents, losses, seed=SEED, started=started, device=device)
     return model, tokenizer
