@@ -51,7 +51,7 @@ def losses(folder):
     """{step: what was logged} of the newest checkpoint, without times."""
     newest = max((folder / "checkpoints").glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
     log = json.loads((newest / "trainer_state.json").read_text())["log_history"]
-    times = ("per_second", "runtime", "preparation_time")
+    times = ("per_second", "runtime", "preparation_time", "num_tokens")  # TRL counts tokens from the resumption
     return [{key: entry[key] for key in entry if not key.endswith(times)} for entry in log]
 
 
