@@ -51,6 +51,8 @@ def _watch(shell):
             def on_train_begin(self, args, state, control, **kwargs):
                 names = ("warm_up_steps", "warm_up_seconds", "steps", "seconds", "saves", "save_seconds")
                 self.one = dict.fromkeys(names, 0) | {"evaluations": [], "times": [], "begin": settled(), "end": None}
+                self.one |= {"ends": [self.one["begin"]], "counts": [], "undisturbed": [], "loss": None}
+                self.quiet = True  # no evaluation and no checkpoint since the last step
                 self.open = None  # when the present stretch of steps began
                 record["trainings"].append(self.one)
 
@@ -61,7 +63,12 @@ def _watch(shell):
 
             def on_step_end(self, args, state, control, **kwargs):
                 self.count += 1
-                self.one["times"].append(settled() - self.begun)
+                self.one["ends"].append(settled())
+                self.one["times"].append(self.one["ends"][-1] - self.begun)
+                self.one["undisturbed"].append(self.quiet)
+                self.quiet, cost = True, shell.user_ns.get("cost")
+                if cost is not None:  # rows, real and padded tokens so far
+                    self.one["counts"].append([cost.rows, int(cost.real_tokens), cost.padded_tokens])
                 warming = self.one["warm_up_steps"] + self.count <= 3 and not self.one["steps"]
                 at_end = warming and self.one["warm_up_steps"] + self.count == 3
                 if at_end or control.should_evaluate or control.should_save or control.should_training_stop:
@@ -71,7 +78,12 @@ def _watch(shell):
                     self.one[f"{kind}seconds"] += self.mark - self.open
                     self.open = None
 
+            def on_log(self, args, state, control, logs=None, **kwargs):
+                if hasattr(self, "one"):
+                    self.one["loss"] = logs.get("train_loss", self.one["loss"])
+
             def on_evaluate(self, args, state, control, metrics=None, **kwargs):
+                self.quiet = False
                 if getattr(self, "one", None) and self.one["end"] is None:
                     seconds = metrics.get("eval_runtime", 0)
                     rows = round(seconds * metrics.get("eval_samples_per_second", 0))
@@ -79,6 +91,7 @@ def _watch(shell):
                     self.mark = now()
 
             def on_save(self, args, state, control, **kwargs):
+                self.quiet = False
                 self.one["saves"] += 1
                 self.one["save_seconds"] += now() - self.mark
 

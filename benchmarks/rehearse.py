@@ -489,8 +489,8 @@ def disk_need(counts):
 
 
 def refuse_what_does_not_fit(args, card, planned, disk, free):
-    """Raises CourseError if the disk or the card is too small."""
-    if free < disk:
+    """Raises CourseError if the disk or the card is too small, unless it is to be tried all the same."""
+    if free < disk and not args.anyway:
         place = f"the rehearsal needs {gb(disk)} of disk, and {tempfile.gettempdir()} has {gb(free)}"
         raise CourseError(f"{place}; make room, or set TMPDIR to a folder on a larger disk.")
     if not card or args.anyway:
@@ -672,7 +672,7 @@ def main():
     parser.add_argument("--steps", type=int, default=16, help="training steps, an even number")
     parser.add_argument("--timeout", type=float, default=1800, help="seconds the lesson may take")
     parser.add_argument("--keep", type=Path, help="folder for results and the executed notebook")
-    parser.add_argument("--anyway", action="store_true", help="run although the plan says that it does not fit")
+    parser.add_argument("--anyway", action="store_true", help="run although card or disk look too small")
     parser.add_argument("--cpu", action="store_true", help="run without a GPU")
     parser.add_argument("--sizes", type=Path, default=MODELS / "full_size.json", help=argparse.SUPPRESS)
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)

@@ -116,7 +116,7 @@ class Net:
         else:
             y = self.plain(x, name, n_in, n_out, bias)
         if not self.targeted(name):
-            return y
+            return self.tape.mark(y)
         rank, size = self.setup["lora"]["r"], y.size
         if weight.quantized:
             y = self.same(y)  # peft clones the result
@@ -127,10 +127,12 @@ class Net:
             full = f"{name}.{part}.weight"
             kept = self.weights.setdefault(full, Weight(full, a * b, 4, True, None, "adapters"))
             x = self.plain(x, full, a, b, bias=False, kept=kept)
+            if part == "lora_A":
+                self.tape.mark(x)
         x = self.same(x)  # times alpha / r
         if weight.quantized and not self.half:
             x = self.cast(x, size)
-        return self.cast(self.add(y, x), size)
+        return self.tape.mark(self.cast(self.add(y, x), size))
 
     def layer_norm(self, x, name, width):
         parts = [self.weight(f"{name}.{part}", width) for part in ("weight", "bias")]
@@ -177,14 +179,14 @@ class Net:
         """
         scores, self.held = batch * heads * length * keys, None
         if self.setup["attention"] == "eager":
-            w = self.same(self.matmul(q, k, scores))  # q k / sqrt(d)
+            w = self.same(self.tape.mark(self.matmul(q, k, scores)))  # q k / sqrt(d)
             if softcap:
                 w = self.same(self.activation(self.same(w), "tanh"))
             w = self.add(w, bias) if bias else w
             w = self.add(w, mask) if mask else w
             w = self.cast(self.softmax(self.cast(w, 4)), q.size) if wide else self.softmax(w)
-            w = self.dropout(w, dropout if self.training else 0)
-            result = self.matmul(w, v, q.count)
+            w = self.tape.mark(self.dropout(w, dropout if self.training else 0))
+            result = self.tape.mark(self.matmul(w, v, q.count))
             self.held = w if self.writing else None  # without autograd, the layer's own frame keeps them to its end
             del w
             return self.same(result)  # transpose, contiguous
@@ -198,7 +200,8 @@ class Net:
             saves = [Tensor(self.tape, mask.count, q.size)]
         lse = Tensor(self.tape, batch * heads * length, 4)
         saves += [q, k, v, lse]
-        return self.tape.op(inputs, q.count, q.size, saves, back=q.count * 4, saves_result=True)
+        self.tape.mark(lse)
+        return self.tape.mark(self.tape.op(inputs, q.count, q.size, saves, back=q.count * 4, saves_result=True))
 
     def cross_entropy(self, logits):
         x = self.cast(logits, 4) if self.half else logits
@@ -266,7 +269,7 @@ def bert(net, batch, length, target):
         return net.layer_norm(net.add(h, a), n + "output.LayerNorm", d)
 
     for i in range(c["num_hidden_layers"]):
-        x = net.tape.checkpoint(lambda x, i=i: layer(x, i), x)
+        x = net.tape.block(lambda x, i=i: layer(x, i), x)
     net.tape.kind = "logits and loss"
     whole = x.buffer
     x = net.tape.op([x], batch * d, x.size)  # the vector of the first token, a view: it keeps the whole alive
@@ -338,7 +341,8 @@ def t5(net, batch, length, target):
             given = (x,) if states is None else (x, states)
             if states is not None and not net.training and net.cache is None:  # an evaluation pass keeps them, too
                 cache.append(Tensor(net.tape, 2 * batch * (queries + length) * inner, net.half or net.stream))
-            x = net.tape.checkpoint(lambda x, states=None, i=i: block(x, states, i), *given)
+            net.tape.compiled = net.setup["compiled"] and states is None  # of T5 the encoder only: no cache, no steps
+            x = net.tape.block(lambda x, states=None, i=i: block(x, states, i), *given)
         return net.dropout(net.rms_norm(x, f"{name}.final_layer_norm", d, wide=False), p)
 
     states = net.states or stack("encoder", c["num_layers"], length)
@@ -385,7 +389,7 @@ def opt(net, batch, length, target):
             q, k, v, batch, c["num_attention_heads"], length, keys, c["attention_dropout"], mask=mask, wide=True
         )
         del q, k, v
-        x = net.add(residual, net.dropout(net.linear(x, m + "self_attn.out_proj", d, d, affine), p))
+        x = net.tape.mark(net.add(residual, net.dropout(net.linear(x, m + "self_attn.out_proj", d, d, affine), p)))
         x = x if before else net.layer_norm(x, m + "self_attn_layer_norm", d)
         residual = x
         x = net.layer_norm(x, m + "final_layer_norm", d) if before else x
@@ -394,7 +398,7 @@ def opt(net, batch, length, target):
         return x if before else net.layer_norm(x, m + "final_layer_norm", d)
 
     for i in range(c["num_hidden_layers"]):
-        x = net.tape.checkpoint(lambda x, i=i: layer(x, i), x)
+        x = net.tape.block(lambda x, i=i: layer(x, i), x)
     net.tape.kind = "logits and loss"
     x = net.layer_norm(x, n + "final_layer_norm", d) if before else x
     x = x if inner == d else net.linear(x, n + "project_out", d, inner, bias=False)
@@ -437,13 +441,13 @@ def gated(net, batch, length, target):
         keys = k.count // (batch * groups * size)
         wide = net.setup["attention"] == "eager" or (net.setup["attention"] == "sdpa" and mask)
         if groups != heads and wide:  # repeat_kv
-            k, v = (net.tape.op([t], t.count * heads // groups, t.size) for t in (k, v))
+            k, v = (net.tape.mark(net.tape.op([t], t.count * heads // groups, t.size)) for t in (k, v))
         cap = c.get("attn_logit_softcapping")
         x = net.attention(q, k, v, batch, heads, length, keys, mask=mask, softcap=cap, wide=True)
         del q, k, v
         x = net.linear(x, a + "o_proj", heads * size, d, c.get("attention_bias", False))
         x = net.rms_norm(x, n + "post_attention_layernorm", d, wide=True) if gemma else x
-        residual = x = net.add(residual, x)
+        residual = x = net.tape.mark(net.add(residual, x))
         x = net.rms_norm(x, n + ("pre_feedforward_layernorm" if gemma else "post_attention_layernorm"), d, wide=gemma)
         h = net.linear(x, n + "mlp.gate_proj", d, f, bias=False)
         h = h if net.setup["liger"] else net.activation(h, act)
@@ -456,7 +460,7 @@ def gated(net, batch, length, target):
         return net.add(residual, x)
 
     for i in range(c["num_hidden_layers"]):
-        x = net.tape.checkpoint(lambda x, i=i: layer(x, i), x)
+        x = net.tape.block(lambda x, i=i: layer(x, i), x)
     net.tape.kind = "logits and loss"
     x = net.rms_norm(x, "model.norm", d, wide=gemma)
     return _decoder_head(net, x, "model.embed_tokens.weight", d, tokens, batch)

@@ -102,6 +102,7 @@ def plan(model, method="full", *, batch=8, length=512, **settings):
     optimizer: a name of TrainingArguments.optim. prepare: whether prepare_model_for_kbit_training is called.
     keep_in_fp32: modules that transformers does not quantize, and keeps in float32 unless dtype is bfloat16.
     liger: Liger's fused kernels for norms, rotary positions and the gated MLP; other families have none.
+    compiled: whether each layer (T5: of the encoder) is compiled: it keeps what it multiplies, computes the rest again.
     fused_head: TRL's loss in pieces, as SFTTrainer computes it, instead of all logits at once.
     eval_batch: rows of an evaluation batch. padded: whether rows differ in length. hopper: whether the card is one.
     generate: a dict if the evaluation generates, as with predict_with_generate: max_new_tokens (target_length), batch
@@ -111,7 +112,7 @@ def plan(model, method="full", *, batch=8, length=512, **settings):
     family = config["model_type"]
     known = {"target_length", "num_labels", "lora", "quantization", "dtype", "autocast", "attention", "checkpointing"}
     known |= {"accumulation", "optimizer", "prepare", "eval_batch", "padded", "hopper", "keep_in_fp32", "generate"}
-    known |= {"liger", "fused_head"}
+    known |= {"liger", "fused_head", "compiled"}
     written = {"max_new_tokens", "batch", "length", "num_beams"}
     for given, names in ((settings, known), (settings.get("generate") or {}, written)):
         for key in set(given) - names:
@@ -125,7 +126,7 @@ def plan(model, method="full", *, batch=8, length=512, **settings):
     defaults |= {"attention": "eager" if family == "gemma2" else "sdpa", "checkpointing": False, "accumulation": 1}
     defaults |= {"optimizer": "adamw_torch_fused", "prepare": False, "padded": True, "hopper": _on_hopper()}
     defaults |= {"target_length": max(1, length // 8), "eval_batch": None, "num_labels": config.get("num_labels")}
-    defaults |= {"generate": None, "liger": False, "fused_head": False}
+    defaults |= {"generate": None, "liger": False, "fused_head": False, "compiled": False}
     defaults["keep_in_fp32"] = ["wo"] if family == "t5" else []
     s = defaults | settings | {"batch": batch, "length": length, "config": config}
     for key in ("dtype", "autocast"):
@@ -247,7 +248,17 @@ def _net(s):
     """The network of settings as `plan` completes them, with all its weights: one forward pass of one token."""
     setup = {
         key: s[key]
-        for key in ("attention", "lora", "quantization", "prepare", "padded", "num_labels", "liger", "fused_head")
+        for key in (
+            "attention",
+            "lora",
+            "quantization",
+            "prepare",
+            "padded",
+            "num_labels",
+            "liger",
+            "fused_head",
+            "compiled",
+        )
     }
     setup |= {"dtype": SIZES[s["dtype"]], "dtype_name": s["dtype"], "autocast": SIZES[s["autocast"]]}
     net = Net(s["config"], setup | {"keep_in_fp32": set(s["keep_in_fp32"])})
@@ -272,7 +283,7 @@ def simulate(net, evaluate=True, **s):
         static.append(Buffer(tape, here, "optimizer states"))
         paged += there
         weight.grad = Buffer(tape, weight.count * weight.size, "gradients") if s["accumulation"] > 1 else None
-    tape.checkpointing = s["checkpointing"]
+    tape.checkpointing, tape.compiled = s["checkpointing"], s["compiled"]
     loss = forward(net, s["batch"], s["length"], s["target_length"])
     saved = tape.alive["activations"] + tape.alive["logits and loss"]
     tape.cache.clear()

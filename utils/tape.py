@@ -65,6 +65,7 @@ class Tape:
         self.alive, self.total, self.peaks = Counter(), 0, {}
         self.moment, self.kind = "forward pass", "activations"
         self.recording, self.keeping, self.checkpointing, self.nodes, self.cache = True, True, False, [], {}
+        self.compiled, self.marked = False, None
 
     def add(self, kind, nbytes):
         self.alive[kind] += nbytes
@@ -97,15 +98,23 @@ class Tape:
             self.nodes.append((needing, result.slot, kept, trained, back, passes))
         return result
 
-    def checkpoint(self, layer, *inputs):
-        """Runs `layer` and keeps its inputs only; the backward pass runs it again."""
-        if not (self.checkpointing and self.recording):
+    def mark(self, x):
+        """Says that a compiled layer keeps `x` for its backward pass; what it does not keep, it computes again there."""
+        if self.marked is not None:
+            self.marked.append(x.buffer)
+        return x
+
+    def block(self, layer, *inputs):
+        """Runs one of a model's layers. Checkpointed, it keeps its inputs only, and the backward pass runs it again;
+        compiled, it keeps what `mark` names as well."""
+        if not (self.checkpointing or self.compiled) or not self.recording:
             return layer(*inputs)
         outer, self.nodes, self.keeping = self.nodes, [], False
+        self.marked = [] if self.compiled and not self.checkpointing else None
         result = layer(*inputs)
-        self.nodes, self.keeping = outer, True
+        self.nodes, self.keeping, marked, self.marked = outer, True, self.marked, None
         if result.needs_grad:
-            self.nodes.append((layer, result.slot, inputs, (), 0, False))
+            self.nodes.append((layer, result.slot, inputs, marked or (), 0, False))
         return result
 
     def backward(self, result):
@@ -120,8 +129,8 @@ class Tape:
             gradient, slot.grad = slot.grad, None
             if gradient is None:
                 continue
-            if callable(inputs):  # a checkpoint
-                outer, self.nodes = self.nodes, []
+            if callable(inputs):  # a block
+                outer, self.nodes, trained = self.nodes, [], None  # what was marked is part of what follows
                 again = inputs(*kept)
                 self.cache.clear()
                 again.slot.grad, gradient = gradient, None
