@@ -124,8 +124,8 @@ def reference_03(rows, folder):
     lora = dict(lora_alpha=16, lora_dropout=0.05, r=32, bias="none", target_modules=["v", "o"])
     model.add_adapter(LoraConfig(task_type="SEQ_2_SEQ_LM", modules_to_save=["lm_head"], **lora), "adapter_4")
     model.set_adapter("adapter_4")
-    for parameter in model.parameters():  # as PEFT made them then
-        parameter.data = parameter.data.float() if parameter.requires_grad else parameter.data
+    for name, parameter in model.named_parameters():  # as PEFT made them then
+        parameter.data = parameter.data.float() if "lora_" in name else parameter.data
     args = Seq2SeqTrainingArguments(
         output_dir=folder,
         optim="paged_adamw_8bit",

@@ -99,7 +99,7 @@ class Tape:
         return result
 
     def mark(self, x):
-        """Says that a compiled layer keeps `x` for its backward pass; what it does not keep, it computes again there."""
+        """Says that a compiled layer keeps `x` for its backward pass; what is not marked, it computes again there."""
         if self.marked is not None:
             self.marked.append(x.buffer)
         return x
