@@ -120,7 +120,7 @@ class Net:
         rank, size = self.setup["lora"]["r"], y.size
         if weight.quantized:
             y = self.same(y)  # peft clones the result
-        if not weight.quantized or not self.half:
+        if (not weight.quantized or not self.half) and self.setup["cast_inputs"]:
             x = self.cast(x, 4)
         x = self.dropout(x, self.setup["lora"]["dropout"])
         for part, (a, b) in {"lora_A": (n_in, rank), "lora_B": (rank, n_out)}.items():
@@ -341,7 +341,6 @@ def t5(net, batch, length, target):
             given = (x,) if states is None else (x, states)
             if states is not None and not net.training and net.cache is None:  # an evaluation pass keeps them, too
                 cache.append(Tensor(net.tape, 2 * batch * (queries + length) * inner, net.half or net.stream))
-            net.tape.compiled = net.setup["compiled"] and states is None  # of T5 the encoder only: no cache, no steps
             x = net.tape.block(lambda x, states=None, i=i: block(x, states, i), *given)
         return net.dropout(net.rms_norm(x, f"{name}.final_layer_norm", d, wide=False), p)
 
@@ -389,7 +388,7 @@ def opt(net, batch, length, target):
             q, k, v, batch, c["num_attention_heads"], length, keys, c["attention_dropout"], mask=mask, wide=True
         )
         del q, k, v
-        x = net.tape.mark(net.add(residual, net.dropout(net.linear(x, m + "self_attn.out_proj", d, d, affine), p)))
+        x = net.add(residual, net.dropout(net.linear(x, m + "self_attn.out_proj", d, d, affine), p))
         x = x if before else net.layer_norm(x, m + "self_attn_layer_norm", d)
         residual = x
         x = net.layer_norm(x, m + "final_layer_norm", d) if before else x

@@ -102,7 +102,8 @@ def plan(model, method="full", *, batch=8, length=512, **settings):
     optimizer: a name of TrainingArguments.optim. prepare: whether prepare_model_for_kbit_training is called.
     keep_in_fp32: modules that transformers does not quantize, and keeps in float32 unless dtype is bfloat16.
     liger: Liger's fused kernels for norms, rotary positions and the gated MLP; other families have none.
-    compiled: whether each layer (T5: of the encoder) is compiled: it keeps what it multiplies, computes the rest again.
+    compiled: whether each layer is compiled: it keeps what it multiplies and computes the rest again (gated MLPs only).
+    cast_inputs: whether PEFT casts what goes into an adapter to float32; not inside disable_input_dtype_casting.
     fused_head: TRL's loss in pieces, as SFTTrainer computes it, instead of all logits at once.
     eval_batch: rows of an evaluation batch. padded: whether rows differ in length. hopper: whether the card is one.
     generate: a dict if the evaluation generates, as with predict_with_generate: max_new_tokens (target_length), batch
@@ -112,7 +113,7 @@ def plan(model, method="full", *, batch=8, length=512, **settings):
     family = config["model_type"]
     known = {"target_length", "num_labels", "lora", "quantization", "dtype", "autocast", "attention", "checkpointing"}
     known |= {"accumulation", "optimizer", "prepare", "eval_batch", "padded", "hopper", "keep_in_fp32", "generate"}
-    known |= {"liger", "fused_head", "compiled"}
+    known |= {"liger", "fused_head", "compiled", "cast_inputs"}
     written = {"max_new_tokens", "batch", "length", "num_beams"}
     for given, names in ((settings, known), (settings.get("generate") or {}, written)):
         for key in set(given) - names:
@@ -126,7 +127,7 @@ def plan(model, method="full", *, batch=8, length=512, **settings):
     defaults |= {"attention": "eager" if family == "gemma2" else "sdpa", "checkpointing": False, "accumulation": 1}
     defaults |= {"optimizer": "adamw_torch_fused", "prepare": False, "padded": True, "hopper": _on_hopper()}
     defaults |= {"target_length": max(1, length // 8), "eval_batch": None, "num_labels": config.get("num_labels")}
-    defaults |= {"generate": None, "liger": False, "fused_head": False, "compiled": False}
+    defaults |= {"generate": None, "liger": False, "fused_head": False, "compiled": False, "cast_inputs": True}
     defaults["keep_in_fp32"] = ["wo"] if family == "t5" else []
     s = defaults | settings | {"batch": batch, "length": length, "config": config}
     for key in ("dtype", "autocast"):
@@ -134,6 +135,10 @@ def plan(model, method="full", *, batch=8, length=512, **settings):
         if s[key] not in SIZES:
             raise CourseError(f"{key} {s[key]!r} is not known; write 'float32', 'bfloat16' or 'float16'.")
     s["liger"] = bool(s["liger"]) and FAMILIES.get(family) is gated
+    if s["compiled"] and FAMILIES.get(family) is not gated:
+        raise CourseError(
+            f"{name}: what compiled layers keep is known of Gemma-2 and its kin only; leave out compiled."
+        )
     s["lora"] = _lora(lora, family, s["num_labels"] if isinstance(lora, dict) else None)
     s["quantization"] = _quantization(quantization)
     if family == "bert":
@@ -246,20 +251,8 @@ def _state_bytes(weight, optimizer):
 
 def _net(s):
     """The network of settings as `plan` completes them, with all its weights: one forward pass of one token."""
-    setup = {
-        key: s[key]
-        for key in (
-            "attention",
-            "lora",
-            "quantization",
-            "prepare",
-            "padded",
-            "num_labels",
-            "liger",
-            "fused_head",
-            "compiled",
-        )
-    }
+    names = ("attention", "lora", "quantization", "prepare", "padded", "num_labels")
+    setup = {name: s[name] for name in (*names, "liger", "fused_head", "cast_inputs")}
     setup |= {"dtype": SIZES[s["dtype"]], "dtype_name": s["dtype"], "autocast": SIZES[s["autocast"]]}
     net = Net(s["config"], setup | {"keep_in_fp32": set(s["keep_in_fp32"])})
     net.tape = Tape()
