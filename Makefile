@@ -12,7 +12,7 @@ export NB PROFILE OVERRIDES OUT SEED GPU_MEMORY
 LESSONS := --profile="$$PROFILE" $(if $(NB),--nb="$$NB")
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slow lab render rehearse assets lock hashes clean
+.PHONY: help run test test-slow lab render rehearse bench bench-table assets lock hashes clean
 
 help:
 	@echo 'Usage: make TARGET [NAME=value ...]'
@@ -39,6 +39,12 @@ render: $(READY) ## run the lessons and put stamped copies with outputs into not
 rehearse: $(READY) ## before a download: a lesson on your GPU, random weights of full size; NB=03 PROFILE=full GPU_MEMORY=15
 	@$(VENV)/bin/python benchmarks/rehearse.py --nb="$$NB" $(if $(filter-out tiny,$(PROFILE)),--profile="$$PROFILE") \
 	$(if $(GPU_MEMORY),--gpu-memory="$$GPU_MEMORY") $(if $(OVERRIDES),--overrides="$$OVERRIDES") $(if $(OUT),--keep="$$OUT")
+
+bench: $(READY) ## on a GPU: a lesson's training against its published recipe, random weights of full size; NB=05
+	@$(VENV)/bin/python benchmarks/bench.py --nb="$$NB"
+
+bench-table: $(READY) ## write README's table of these benchmarks from their receipts
+	@$(VENV)/bin/python benchmarks/bench.py --table
 
 assets: $(READY) ## rebuild the data and the tiny models from their seeds
 	$(VENV)/bin/python data/build_datasets.py

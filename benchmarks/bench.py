@@ -1,10 +1,11 @@
 """A lesson's training against the published recipe: same card, same rows, random weights of the real shape.
 
-python benchmarks/bench.py --nb 05 [--arms reference,course] [--keep folder]
+make bench NB=05    the arms of one lesson, into benchmarks/receipts/bench, and the table of README
+make bench-table    the table alone, from the receipts
 
 Each arm has a process of its own. `course` is the notebook, profile full, up to its training; `reference` is the
 published recipe, with the changes of CHANGED and no others, so that it runs on today's libraries. Speed and memory are
-real; what the models say is not. Results: one JSON file for each arm, in its order.
+real; what the models say is not. Results: a JSON file for each arm, in place of an older one.
 """
 
 import argparse
@@ -52,6 +53,7 @@ CHANGED = {
         "no <eos> behind a text; the pad token is named in the configuration, which today's classifier needs",
     ],
 }
+RECEIPTS = rehearse.ROOT / "benchmarks" / "receipts" / "bench"
 COMMON = dict(report_to="none", save_strategy="no", logging_steps=10)
 NF4 = dict(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
 
@@ -322,6 +324,37 @@ def run_course(args, folder, ready):
     return found | {"overrides": args.overrides, "mean_loss": training["loss"]}
 
 
+def table(records):
+    """README's table of all arms, from their records, and how many times faster the course is."""
+    head = "| lesson | recipe | rows/s | real tokens/s | s a step | first steps, s | planned GiB | measured GiB |"
+    lines = [head, "|---|---|---|---|---|---|---|---|"]
+    for r in sorted(records, key=lambda r: (r["lesson"], r["arm"] == "course")):
+        planned = r.get("planned_later_bytes", r.get("planned_bytes"))
+        cells = [r["lesson"], r["arm"], f"{r['rows_per_second']:.1f}", f"{r['real_tokens_per_second']:,.0f}"]
+        cells += [f"{r['step_seconds']:.2f}", f"{r['first_steps_seconds']:.0f}"]
+        cells += [f"{planned / 2**30:.1f}" if planned else "", f"{r['peak_allocated_bytes'] / 2**30:.1f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    arms, found = {(r["lesson"], r["arm"]): r for r in records}, []
+    for lesson in sorted({r["lesson"] for r in records}):
+        pair = [arms.get((lesson, arm)) for arm in ("course", "reference")]
+        if all(pair):
+            ratio = pair[0]["real_tokens_per_second"] / pair[1]["real_tokens_per_second"]
+            how = pair[0].get("measured", "in one call")
+            found.append(f"lesson {lesson}: {ratio:.1f} times the reference's real tokens/s ({how})")
+    cards = ", ".join(sorted({r["device"] for r in records}))
+    return "\n".join([*lines, "", "; ".join(found) + f". Card: {cards}."])
+
+
+def write_table():
+    """Puts the table of the receipts between its marks in README."""
+    records = [json.loads(path.read_text("utf-8")) for path in sorted(RECEIPTS.glob("*.json"))]
+    page = rehearse.ROOT / "README.md"
+    before, rest = page.read_text("utf-8").split("<!-- bench:begin", 1)
+    mark, rest = rest.split("-->", 1)
+    after = rest.split("<!-- bench:end -->", 1)[1]
+    page.write_text(f"{before}<!-- bench:begin{mark}-->\n{table(records)}\n<!-- bench:end -->{after}", encoding="utf-8")
+
+
 def in_child(args, folder):
     """What runs in a process of its own: the preparation, or the reference."""
     if args.child == "prepare":
@@ -341,7 +374,8 @@ def main():
     parser.add_argument("--steps", type=int, help="steps of the course's arm")
     parser.add_argument("--overrides", type=rehearse.json_object, default={}, help="for the course's arm")
     parser.add_argument("--name", default="", help="how the course's arm is called with these overrides")
-    parser.add_argument("--keep", type=Path, default=Path())
+    parser.add_argument("--keep", type=Path, default=RECEIPTS, help="folder of the results")
+    parser.add_argument("--table", action="store_true", help="only write README's table from the receipts")
     parser.add_argument("--cpu", action="store_true", help="run the course's arm without a GPU")
     parser.add_argument("--sizes", type=Path, default=rehearse.MODELS / "full_size.json", help=argparse.SUPPRESS)
     parser.add_argument("--child", help=argparse.SUPPRESS)
@@ -351,6 +385,8 @@ def main():
     args.profile, args.gpu_memory, args.anyway = "full", 0, True
     if args.child:
         return in_child(args, args.folder)
+    if args.table:
+        return write_table()
     folder = Path(tempfile.mkdtemp(prefix="bench-"))
     try:
         rehearse.enter(folder, 0)
@@ -363,7 +399,7 @@ def main():
 
         facts = environment.facts()
         args.keep.mkdir(parents=True, exist_ok=True)
-        for number, arm in enumerate(args.arms.split(",")):
+        for arm in args.arms.split(","):
             if arm == "reference":
                 subprocess.run([*again, "reference"], check=True)
                 found = json.loads((folder / "reference.json").read_text("utf-8")) | {"changed": CHANGED[args.nb]}
@@ -371,8 +407,10 @@ def main():
                 found = run_course(args, folder, ready)
             name = args.name if args.name and arm == "course" else arm
             found = {"arm": name, "lesson": args.nb} | found | facts
-            (args.keep / f"{args.nb}_{number}_{name}.json").write_text(json.dumps(found, indent=2) + "\n", "utf-8")
+            (args.keep / f"{args.nb}_{name}.json").write_text(json.dumps(found, indent=2) + "\n", "utf-8")
             print(SimpleNamespace(**found), flush=True)
+        if args.keep == RECEIPTS:
+            write_table()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -339,7 +339,7 @@ def left(process):
 
 
 def test_lesson_01_is_rehearsed_unmodified_and_leaves_no_trace(start, sizes, tmp_path):
-    options = ["--nb", "01", "--cpu", "--sizes", sizes, "--steps", 6, "--overrides", '{"bf16": false}']
+    options = ["--nb", "01", "--cpu", "--sizes", sizes, "--steps", 6, "--overrides", '{"learning_rate": 3e-5}']
     process = start(*options, "--keep", tmp_path / "kept")
     text, _ = process.communicate()
     assert process.returncode == 0, text

@@ -86,6 +86,15 @@ def test_the_results_of_the_readme_are_those_of_the_rendered_copies():
         assert re.findall(r"\d\.\d{3}", row) == numbers
 
 
+CHECKPOINTING = {"per_device_train_batch_size": 4, "activation_checkpointing": True, "target_modules": []}
+
+
+def script(name):
+    """A script of benchmarks/, as a module."""
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    return importlib.import_module(name)
+
+
 @pytest.mark.parametrize(
     "receipt", sorted((ROOT / "benchmarks" / "receipts").glob("[0-9]*.json")), ids=lambda path: path.stem
 )
@@ -101,19 +110,48 @@ def test_the_memory_of_the_readme_is_that_of_the_receipts(receipt):
 
 
 @pytest.mark.parametrize(
-    "receipt", sorted((ROOT / "benchmarks" / "receipts").glob("[0-9]*_h100.json")), ids=lambda path: path.stem
+    ("lesson", "overrides", "receipt", "key"),
+    [
+        ("03", CHECKPOINTING, "03_checkpointing_h100.json", "measured_peak_bytes"),
+        *((lesson, {}, f"bench/{lesson}_course.json", "peak_allocated_bytes") for lesson in ("03", "04", "05")),
+    ],
 )
-def test_a_lesson_plans_today_what_a_gpu_took(receipt):
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    rehearse = importlib.import_module("rehearse")
-    record = json.loads(receipt.read_text())
-    path = ROOT / "notebooks" / f"{record['lesson']}.ipynb"
-    run = rehearse.profile_of(path, record["profile"], {})
+def test_a_lesson_plans_today_what_a_gpu_took(lesson, overrides, receipt, key):
+    measured = json.loads((ROOT / "benchmarks" / "receipts" / receipt).read_text())[key]
+    rehearse = script("rehearse")
+    path = rehearse.lesson_of(lesson)
+    run = rehearse.profile_of(path, "full", overrides)
     rows = {"longest": run.max_length, "target": getattr(run, "max_target_length", 0), "classes": 3}
-    assert rehearse.plan_of(path, run, rows)["total"] == pytest.approx(record["measured_peak_bytes"], rel=0.15)
+    assert rehearse.plan_of(path, run, rows)["total"] == pytest.approx(measured, rel=0.15)
     run.activation_checkpointing = not run.activation_checkpointing
     other = rehearse.plan_of(path, run, rows)["total"]
-    assert other != pytest.approx(record["measured_peak_bytes"], rel=0.15), "another way must be off"
+    assert other != pytest.approx(measured, rel=0.15), "another way must be off"
+
+
+def test_the_table_of_benchmarks_is_that_of_their_receipts():
+    bench = script("bench")
+    records = [json.loads(path.read_text()) for path in bench.RECEIPTS.glob("*.json")]
+    assert len(records) >= 8
+    made, page = bench.table(records), (ROOT / "README.md").read_text()
+    assert made in page
+    for record in records:
+        slower = [r | {"real_tokens_per_second": 1.0} if r is record else r for r in records]
+        assert bench.table(slower) not in page, "another number is another table"
+    assert all(set(r["changed"]) == set(bench.CHANGED[r["lesson"]]) for r in records if r["arm"] == "reference")
+
+
+def test_rates_leave_out_warm_up_compilation_and_what_lies_between_steps():
+    bench = script("bench")
+    times, undisturbed = [9.0, 1.0, 1.0, 1.0, 2.0, 50.0, 1.0, 8.0], [True] * 7 + [False]
+    ends = [0.0]
+    for seconds in times:
+        ends.append(ends[-1] + seconds)
+    counts = [[4, 80, 100]] * 4 + [[8, 160, 200]] + [[4, 80, 100]] * 3
+    found = bench.rates(ends, counts, undisturbed)
+    assert (found["steady_steps"], found["slow_steps"], found["slow_seconds"]) == (3, 1, 50.0)
+    assert found["rows_per_second"] == pytest.approx(16 / 4)
+    assert found["real_tokens_per_second"] == pytest.approx(320 / 4)
+    assert (found["padding"], found["first_steps_seconds"], found["all_seconds"]) == (pytest.approx(0.2), 11.0, 73.0)
 
 
 def test_the_table_of_memory_receipts_is_that_of_the_file():
