@@ -437,7 +437,35 @@ def test_an_unknown_architecture_gives_what_is_known():
     ],
 )
 def test_a_wrong_call_gets_a_sentence(call, parts, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # read at its import
     with pytest.raises(CourseError) as caught:
         call()
     assert not [part for part in parts if part not in str(caught.value)], caught.value
+
+
+# ---- compiled layers, inputs of adapters that nobody casts
+
+STEPS = json.loads((ROOT / "benchmarks" / "receipts" / "steps_h100.json").read_text())["receipts"]
+
+
+def plan_of_step(receipt, **changes):
+    shapes = json.loads((ROOT / "data" / "models" / "full_size.json").read_text())
+    config = shapes[receipt["model_id"]] | receipt["changes"]
+    return memory.plan(config, receipt["method"], hopper=True, **receipt["settings"] | changes)["total"] / memory.GIB
+
+
+@pytest.mark.parametrize("receipt", STEPS, ids=lambda receipt: receipt["name"])
+def test_a_step_is_planned_as_a_gpu_then_took_it(receipt):
+    assert plan_of_step(receipt) == pytest.approx(receipt["measured_gib"], rel=0.07)
+    if "compiled" in receipt["settings"]:
+        assert plan_of_step(receipt, compiled=False) > 1.1 * receipt["measured_gib"], "it makes the difference"
+
+
+def test_casts_of_inputs_are_planned():
+    receipt = next(receipt for receipt in STEPS if receipt["name"].startswith("OPT-1.3b, all"))
+    assert plan_of_step(receipt, cast_inputs=True) > 1.1 * receipt["measured_gib"]
+
+
+def test_compiled_layers_of_another_family_are_refused():
+    with pytest.raises(CourseError, match=r"known of Gemma-2 and its kin only; leave out compiled\.$"):
+        memory.plan("facebook/opt-1.3b", "lora", compiled=True)

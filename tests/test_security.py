@@ -87,7 +87,7 @@ def test_a_tokenizer_of_another_model_is_refused(model):
 
 
 def test_a_model_that_is_not_here_is_a_sentence_at_once(monkeypatch, tmp_path):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # read at its import
     message = refusal(guard.check_model, "google-bert/bert-base-uncased-of-nobody")
     assert message.startswith("google-bert/bert-base-uncased-of-nobody: ")
     assert "go online, accept the model's terms on its page at the hub, or use PROFILE = 'tiny'." in message
