@@ -415,6 +415,35 @@ def test_eager_and_flex_cap_the_scores_and_sdpa_is_refused():
         logits("sdpa")
 
 
+@pytest.mark.slow
+def test_compiled_layers_say_the_same_and_one_compilation_serves_all_lengths():
+    """Loss and gradients of the lesson's compiled layers against plain ones; needs a C++ compiler on a CPU."""
+
+    def losses_and_gradients(compiled):
+        set_seed(0)
+        model = AutoModelForSequenceClassification.from_pretrained(
+            TINY, num_labels=3, attn_implementation="eager", dtype=torch.float32
+        )
+        model.config.use_cache = False
+        model.enable_input_require_grads()
+        for layer in model.model.layers if compiled else ():
+            layer.compile(dynamic=True)
+        losses = []
+        for length in (24, 40, 33):
+            ids = torch.randint(5, 500, (4, length), generator=torch.Generator().manual_seed(length))
+            losses.append(model(input_ids=ids, labels=torch.tensor([0, 1, 2, 1])).loss)
+        sum(losses).backward()
+        return torch.stack(losses), model.model.layers[0].self_attn.q_proj.weight.grad
+
+    plain = losses_and_gradients(compiled=False)
+    torch._dynamo.reset()
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    torch.testing.assert_close(losses_and_gradients(compiled=True), plain, atol=1e-4, rtol=1e-3)
+    assert plain[0].std() > 1e-3, "lengths that all said the same would pass"
+    assert counters["stats"]["unique_graphs"] <= 2, "one for each kind of layer"
+
+
 def test_solutions_run(run_notebook):
     done = run_notebook(ROOT / "notebooks" / "solutions" / f"{NAME}.ipynb")
     assert done.code == 0, done.text
