@@ -13,12 +13,13 @@ import pytest
 import torch
 from conftest import ROOT
 from datasets import Dataset, load_dataset
+from datasets.exceptions import DatasetNotFoundError
 from peft import LoraConfig, get_peft_model
 from test_notebooks import cells, code_of
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PrinterCallback, set_seed
 from trl import SFTConfig, SFTTrainer
 
-from utils import adapters, guard, metrics, results, text_checks
+from utils import adapters, checks, guard, metrics, results, text_checks
 from utils.checks import CourseError
 
 NAME = "04_opt_lora_sft"
@@ -284,20 +285,15 @@ def test_own_chat_messages_with_control_tokens_and_a_cut_answer_train(run_notebo
 
 
 def test_a_gated_data_set_says_which_page_to_open():
-    cell = next(
-        code_of(cell)
-        for cell in cells(NOTEBOOK)
-        if "DatasetNotFoundError as" in code_of(cell) or "except (" in code_of(cell)
-    )
-    space = {}
-    exec(next(code_of(c) for c in cells(NOTEBOOK) if "from datasets import" in code_of(c)), space)
+    cell = next(code_of(cell) for cell in cells(NOTEBOOK) if "checks.readable(" in code_of(cell))
 
     def refuse(**source):
-        raise space["DatasetNotFoundError"]("gated")
+        raise DatasetNotFoundError("gated")
 
     run = type("run", (), {"dataset_id": "GAIR/lima", "columns": ["conversations"], "data_files": {"train": "x"}})
-    with pytest.raises(ValueError, match=r"open https://huggingface.co/datasets/GAIR/lima, accept its terms"):
-        exec(cell, space | {"run": run, "load_dataset": refuse})
+    space = {"run": run, "load_dataset": refuse, "checks": checks, "text_checks": text_checks}
+    with pytest.raises(CourseError, match=r"open https://huggingface.co/datasets/GAIR/lima, accept its terms"):
+        exec(cell, space)
 
 
 def test_solutions_run(run_notebook):
