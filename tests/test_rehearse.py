@@ -351,9 +351,9 @@ def test_lesson_01_is_rehearsed_unmodified_and_leaves_no_trace(start, sizes, tmp
     assert (record["model_id"], record["dataset_id"]) == ("google-bert/bert-base-uncased", "data/driver_intent")
     assert (record["metrics"]["steps"], found["measured_steps"]) == (6, 3)
     assert found["overrides"] == {"learning_rate": 3e-5, "max_steps": 6, "eval_steps": 3}
-    assert found["rows_per_second"] == pytest.approx(8 / found["step_seconds"], rel=0.1)
-    assert found["projected_steps"] == 1000  # 800 rows, batch 8, 10 epochs
-    assert found["projected_seconds"]["steps"] == pytest.approx(1000 * found["step_seconds"], rel=0.1)
+    assert found["rows_per_second"] == pytest.approx(64 / found["step_seconds"], rel=0.1)
+    assert found["projected_steps"] == 130  # 800 rows, batch 64, 10 epochs
+    assert found["projected_seconds"]["steps"] == pytest.approx(130 * found["step_seconds"], rel=0.1)
     assert record["planned_peak_bytes"] == found["planned_before"], "the notebook's own plan, before it ran"
     assert record["total_parameters"] < 1e6
     executed = nbformat.read(tmp_path / "kept" / "01_full.ipynb", as_version=4)
