@@ -370,7 +370,7 @@ def in_child(args, folder):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--nb", default="05", choices=[*RECIPES])
-    parser.add_argument("--arms", default="reference,course", help="in this order; an arm may stand there twice")
+    parser.add_argument("--arms", default="reference,course", help="in this order")
     parser.add_argument("--steps", type=int, help="steps of the course's arm")
     parser.add_argument("--overrides", type=rehearse.json_object, default={}, help="for the course's arm")
     parser.add_argument("--name", default="", help="how the course's arm is called with these overrides")
