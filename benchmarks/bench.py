@@ -13,6 +13,7 @@ import csv
 import itertools
 import json
 import os
+import re
 import shutil
 import statistics
 import subprocess
@@ -348,11 +349,10 @@ def table(records):
 def write_table():
     """Puts the table of the receipts between its marks in README."""
     records = [json.loads(path.read_text("utf-8")) for path in sorted(RECEIPTS.glob("*.json"))]
-    page = rehearse.ROOT / "README.md"
-    before, rest = page.read_text("utf-8").split("<!-- bench:begin", 1)
-    mark, rest = rest.split("-->", 1)
-    after = rest.split("<!-- bench:end -->", 1)[1]
-    page.write_text(f"{before}<!-- bench:begin{mark}-->\n{table(records)}\n<!-- bench:end -->{after}", encoding="utf-8")
+    readme = rehearse.ROOT / "README.md"
+    page = readme.read_text("utf-8")
+    page = re.sub(r"(bench:begin.*?-->\n).*?(<!-- bench:end)", rf"\1{table(records)}\n\2", page, flags=re.DOTALL)
+    readme.write_text(page, encoding="utf-8")
 
 
 def in_child(args, folder):
