@@ -24,6 +24,7 @@ from transformers import (
 )
 
 from utils import memory
+from utils.attention import share_position_bias
 from utils.checks import CourseError
 from utils.tape import Tape, Tensor
 
@@ -116,6 +117,7 @@ SETUPS = [
     and not (family == "t5" and method == "full" and attention == "sdpa")  # a CPU has no fused kernel with a bias
     and not (family in ("mistral", "qwen2") and method != "full")  # llama stands for them
 ]
+SETUPS += [("t5", method, torch.bfloat16, share_position_bias()) for method in ("lora", "qlora")]
 
 
 @pytest.mark.parametrize(("family", "method", "dtype", "attention"), SETUPS)

@@ -193,9 +193,13 @@ class Net:
         q, k, v = (self.cast(t, 2) if self.half and t.size == 4 else t for t in (q, k, v))
         saves, inputs = [], [q, k, v]
         if bias:
-            full = self.tape.op([bias], scores if mask else bias.count, bias.size)  # torch.where(mask, bias, minimum)
-            bias = self.cast(full, 2) if self.half and full.size == 4 else full
-            saves, inputs = [bias], [q, k, v, bias]
+            both = bias.joined
+            if not both:
+                both = self.tape.op([bias], scores if mask else bias.count, bias.size)  # torch.where(mask, bias, ...)
+                both = self.cast(both, 2) if self.half and both.size == 4 else both
+            if self.setup["attention"] == "sdpa_shared_bias":
+                bias.joined = both  # for the next layers
+            saves, inputs = [both], [q, k, v, both]
         elif mask and self.setup["attention"] == "sdpa":  # a boolean mask becomes one of numbers
             saves = [Tensor(self.tape, mask.count, q.size)]
         lse = Tensor(self.tape, batch * heads * length, 4)

@@ -98,7 +98,8 @@ def plan(model, method="full", *, batch=8, length=512, **settings):
     target_length: tokens a row of the decoder's side (T5; length // 8). num_labels: classes, for a classifier.
     lora: a peft LoraConfig, or a dict with some of its fields. quantization: a BitsAndBytesConfig, or such a dict.
     dtype: the type of weights that are not quantized. autocast: "bfloat16", "float16" or None, as with bf16=True.
-    attention: "eager", "sdpa", "flex_attention". checkpointing: gradient checkpointing. accumulation: steps a gradient.
+    attention: "eager", "sdpa", "flex_attention", or "sdpa_shared_bias" (T5; utils/attention.py).
+    checkpointing: gradient checkpointing. accumulation: steps a gradient.
     optimizer: a name of TrainingArguments.optim. prepare: whether prepare_model_for_kbit_training is called.
     keep_in_fp32: modules that transformers does not quantize, and keeps in float32 unless dtype is bfloat16.
     liger: Liger's fused kernels for norms, rotary positions and the gated MLP; other families have none.

@@ -31,10 +31,10 @@ class Slot:
 class Tensor:
     """`count` elements of `size` bytes each."""
 
-    __slots__ = ("buffer", "count", "size", "slot")
+    __slots__ = ("buffer", "count", "joined", "size", "slot")
 
     def __init__(self, tape, count, size):
-        self.count, self.size = count, size
+        self.count, self.size, self.joined = count, size, None
         self.slot, self.buffer = Slot(count, size), Buffer(tape, count * size, tape.kind)
 
     @property

@@ -1,0 +1,153 @@
+"""CUDA graphs: what is recorded when; and, on a GPU, that a replayed training is the usual one, bit by bit."""
+
+import copy
+import inspect
+
+import pytest
+import torch
+from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
+
+from utils import graphs
+from utils.checks import CourseError
+
+CONFIG = BertConfig(vocab_size=99, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64)
+GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+def batch(rows=4, length=8):
+    ids = torch.randint(5, 99, (rows, length))
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.zeros(rows, dtype=torch.long)}
+
+
+@pytest.fixture
+def recorded(monkeypatch):
+    """The shapes that were recorded, on a machine that is taken for one with a GPU."""
+    shapes = []
+
+    def record(usual, leaves, form, trained, *place):
+        shapes.append(leaves[0].shape)
+        return lambda tensors: "replayed"
+
+    monkeypatch.setattr(graphs, "_record", record)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for name in ("MemPool", "Stream", "empty_cache"):
+        monkeypatch.setattr(torch.cuda, name, lambda: None)
+    return shapes
+
+
+def test_each_shape_is_recorded_once_and_only_training_is_replayed(recorded):
+    model = BertForSequenceClassification(CONFIG).train()
+    with graphs.replay(model):
+        assert [model(**batch(length=n)) for n in (8, 16, 8)] == ["replayed"] * 3
+        assert len(recorded) == 2
+        with torch.no_grad():
+            assert model(**batch()).loss > 0
+        assert model.eval()(**batch()).loss > 0
+        parameters = inspect.signature(model.forward).parameters
+    assert "labels" in parameters  # by these, Trainer knows which columns the model takes
+    assert model.train()(**batch()).loss > 0
+    assert len(recorded) == 2
+
+
+def test_beyond_the_most_shapes_it_runs_as_usual(recorded, monkeypatch):
+    monkeypatch.setattr(graphs, "MOST", 1)
+    model = BertForSequenceClassification(CONFIG).train()
+    with graphs.replay(model):
+        assert model(**batch(length=8)) == "replayed"
+        assert model(**batch(length=9)).loss > 0
+        assert model(**batch(length=8)) == "replayed"
+
+
+def test_an_error_leaves_the_model_as_it_was(recorded):
+    model = BertForSequenceClassification(CONFIG)
+    with pytest.raises(ZeroDivisionError), graphs.replay(model):
+        1 / 0  # noqa: B018
+    assert "forward" not in vars(model)
+
+
+def test_off_without_gpu_or_with_checkpointing_nothing_is_recorded(recorded, monkeypatch):
+    model = BertForSequenceClassification(CONFIG).train()
+    with graphs.replay(model, on=False):
+        assert model(**batch()).loss > 0
+    checkpointed = copy.deepcopy(model)
+    checkpointed.gradient_checkpointing_enable()
+    with graphs.replay(checkpointed):
+        assert checkpointed(**batch()).loss > 0
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with graphs.replay(model):
+        assert model(**batch()).loss > 0
+    assert not recorded
+
+
+def train(folder, on, accumulation=1, autocast=True, cls=BertForSequenceClassification):
+    torch.manual_seed(0)
+    model = cls(CONFIG).cuda()
+    rows = [{name: value[0] for name, value in batch(1, 8 + 8 * (i // 4 % 2)).items()} for i in range(48)]
+    args = TrainingArguments(
+        folder,
+        max_steps=6,
+        per_device_train_batch_size=4,
+        train_sampling_strategy="sequential",
+        gradient_accumulation_steps=accumulation,
+        bf16=autocast,
+        logging_steps=1,
+        report_to="none",
+        save_strategy="no",
+        disable_tqdm=True,
+    )
+    trainer = Trainer(model, args, torch.utils.data.default_collate, train_dataset=rows)
+    torch.manual_seed(1)
+    with graphs.replay(model, on):
+        trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    return losses, [p.detach().cpu() for p in model.parameters()]
+
+
+@GPU
+@pytest.mark.parametrize("autocast", [True, False])
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_a_replayed_training_is_the_usual_one_dropout_included(tmp_path, accumulation, autocast):
+    usual = train(tmp_path, False, accumulation, autocast)
+    replayed = train(tmp_path, True, accumulation, autocast)
+    assert usual[0] == replayed[0]
+    assert all(torch.equal(one, other) for one, other in zip(usual[1], replayed[1], strict=True))
+
+
+class Forgetful(BertForSequenceClassification):
+    """Its loss is that of the first batch."""
+
+    first = None
+
+    def forward(self, *args, **kwargs):
+        self.first = self.first or super().forward(*args, **kwargs)
+        return super().forward(*args, **kwargs | {"input_ids": kwargs["input_ids"] * 0 + 7})
+
+
+@GPU
+def test_the_comparison_tells_another_training_from_it(tmp_path):
+    assert train(tmp_path, False)[0] != train(tmp_path, False, cls=Forgetful)[0]
+
+
+@GPU
+def test_what_is_no_tensor_is_refused_with_a_remedy():
+    model = BertForSequenceClassification(CONFIG).cuda().train()
+    usual = model.forward
+    model.forward = lambda **inputs: (usual(**inputs).loss, object())
+    inputs = {name: value.cuda() for name, value in batch().items()}
+    with graphs.replay(model), pytest.raises(CourseError, match="use_cache=False"):
+        model(**inputs)
+
+
+@GPU
+def test_two_shapes_do_not_take_twice_the_memory():
+    model = BertForSequenceClassification(CONFIG).cuda().train()
+    taken = []
+    for lengths in ((512,), (512, 504, 496, 488)):
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        with graphs.replay(model):
+            for length in lengths:
+                inputs = {name: value.cuda() for name, value in batch(64, length).items()}
+                model(**inputs).loss.backward()
+        taken.append(torch.cuda.max_memory_reserved())
+    assert taken[1] < 1.3 * taken[0]

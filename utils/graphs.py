@@ -1,0 +1,108 @@
+"""CUDA graphs: the GPU work of a training step, recorded once for each shape of batch and replayed in one call."""
+
+import contextlib
+import functools
+
+import torch
+from torch.utils import _pytree
+
+from utils.checks import CourseError
+
+MOST = 24  # shapes that are recorded; each takes a second
+
+
+@contextlib.contextmanager
+def replay(module, on=True):
+    """Inside the `with` block, `module` (a model of transformers, or a part of one) trains by CUDA graphs.
+
+    The first batch of a shape is recorded, forward and backward; later ones replay the record: one call from Python
+    instead of thousands, the same kernels, random numbers and results. So shapes should be few (`pad_to_multiple_of`);
+    those beyond the first MOST run as usual, and so do evaluation, generation, models with activation checkpointing,
+    and everything where there is no GPU. `module` returns tensors only (use_cache=False); else CourseError. What a
+    record needs stays reserved until the block ends. Source: CUDAGraph and torch.cuda.graph of torch.
+    """
+    if not (on and torch.cuda.is_available()) or getattr(module, "is_activation_checkpointing", False):
+        yield
+        return
+    usual, records, own = module.forward, {}, "forward" in vars(module)
+    place = (torch.cuda.MemPool(), torch.cuda.Stream())  # of all records: none is needed while another one runs
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+
+    @functools.wraps(usual)  # Trainer reads its signature
+    def forward(*args, **kwargs):
+        leaves, form = _pytree.tree_flatten((args, kwargs))
+        tensors = [leaf for leaf in leaves if torch.is_tensor(leaf)]
+        shape = (form, *((leaf.shape, leaf.dtype) if torch.is_tensor(leaf) else leaf for leaf in leaves))
+        learns = module.training and torch.is_grad_enabled() and not any(t.requires_grad for t in tensors)
+        if not learns or (shape not in records and len(records) == MOST):
+            return usual(*args, **kwargs)
+        if shape not in records:
+            records[shape] = _record(usual, leaves, form, trained, *place)
+        return records[shape](tensors)
+
+    module.forward = forward
+    try:
+        yield
+    finally:
+        module.forward = usual
+        if not own:
+            del module.forward
+        records.clear()
+        torch.cuda.empty_cache()
+
+
+def _record(usual, leaves, form, trained, pool, stream):
+    """A function of the tensors among `leaves` that does what usual(*args, **kwargs) does, by replaying it."""
+    inputs = [leaf.clone() for leaf in leaves if torch.is_tensor(leaf)]  # where a replay looks for its batch
+
+    def run():
+        given = iter(inputs)
+        args, kwargs = _pytree.tree_unflatten([next(given) if torch.is_tensor(x) else x for x in leaves], form)
+        found, shape = _pytree.tree_flatten(usual(*args, **kwargs))
+        if strange := {type(x).__name__ for x in found if not torch.is_tensor(x)}:
+            remedy = "call it with use_cache=False, or train without CUDA graphs"
+            raise CourseError(f"{usual.__qualname__} returns {', '.join(strange)}, not only tensors; {remedy}.")
+        return found, [x for x in found if x.requires_grad], shape
+
+    def derive(learning, seeds):
+        return torch.autograd.grad(learning, trained, seeds, allow_unused=True)
+
+    half, forward, backward = torch.get_autocast_dtype("cuda"), torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
+    with torch.autocast("cuda", half, torch.is_autocast_enabled("cuda"), cache_enabled=False):
+        stream.wait_stream(torch.cuda.current_stream())
+        here = torch.random.fork_rng([torch.cuda.current_device()])
+        with here, torch.cuda.stream(stream), torch.cuda.use_mem_pool(pool):
+            _, learning, _ = run()  # once as usual: libraries choose and load their kernels
+            derive(learning, [torch.zeros_like(x) for x in learning])
+            del learning
+        torch.cuda.current_stream().wait_stream(stream)
+        with torch.cuda.graph(forward, pool=pool.id, stream=stream):
+            outputs, learning, shape = run()
+        seeds = [torch.empty_like(x) for x in learning]
+        with torch.cuda.graph(backward, pool=pool.id, stream=stream):
+            gradients = derive(learning, seeds)
+    learns = [x.requires_grad for x in outputs]
+    outputs = [x.detach() for x in outputs]
+    del learning
+
+    class Replay(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, *parameters):
+            forward.replay()
+            results = tuple(x.clone() for x in outputs)  # the next replay overwrites its own
+            ctx.mark_non_differentiable(*(x for x, learning in zip(results, learns, strict=True) if not learning))
+            return results
+
+        @staticmethod
+        def backward(ctx, *given):
+            for seed, gradient in zip(seeds, (x for x, yes in zip(given, learns, strict=True) if yes), strict=True):
+                seed.copy_(gradient)
+            backward.replay()
+            return tuple(x if x is None else x.clone() for x in gradients)
+
+    def replayed(tensors):
+        for kept, new in zip(inputs, tensors, strict=True):
+            kept.copy_(new)
+        return _pytree.tree_unflatten(list(Replay.apply(*trained)), shape)
+
+    return replayed
