@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import forked
 import nbformat
 import psutil
 import pytest
@@ -65,15 +66,25 @@ def run_notebook(offline, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def run_cells(offline, tmp_path_factory):
+    """A function that runs a notebook with overrides, but without runner and kernel: sooner, the same values."""
+
+    def run(notebook, overrides=None):
+        return forked.run(notebook, tmp_path_factory.mktemp("out"), offline, {"OVERRIDES": overrides or {}})
+
+    return run
+
+
+@pytest.fixture(scope="session")
 def run_killed_and_resumed(offline, run_notebook, tmp_path_factory):
     """A function that runs a notebook, kills its kernel when a checkpoint is there, and runs it again to go on."""
 
-    def run(notebook, step, overrides):
+    def run(notebook, step, overrides, cwd=ROOT):
         out = tmp_path_factory.mktemp("killed")
         options = ["--out", str(out), "--overrides"]
         command = [sys.executable, "-m", "utils.runner", "--nb", str(notebook), *options, json.dumps(overrides)]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        runner = subprocess.Popen(command, cwd=ROOT, env=offline, **pipes)
+        runner = subprocess.Popen(command, cwd=cwd, env=offline, **pipes)
         state = out / "tiny" / Path(notebook).stem / "checkpoints" / f"checkpoint-{step}" / "trainer_state.json"
         while not state.exists() and runner.poll() is None:
             time.sleep(0.02)
@@ -83,7 +94,7 @@ def run_killed_and_resumed(offline, run_notebook, tmp_path_factory):
         text = runner.communicate()[0]
         assert runner.returncode == 1, text
         assert "the kernel died" in text
-        return run_notebook(notebook, *options, json.dumps(overrides | {"resume_from_checkpoint": True}))
+        return run_notebook(notebook, *options, json.dumps(overrides | {"resume_from_checkpoint": True}), cwd=cwd)
 
     return run
 

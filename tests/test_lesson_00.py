@@ -137,6 +137,6 @@ def test_it_leaves_figures_and_no_noise(lesson_00):
     assert [output["text"] for output in outputs if output.get("name") == "stderr"] == []
 
 
-def test_solutions_run(run_notebook):
-    done = run_notebook(ROOT / "notebooks" / "solutions" / NOTEBOOK.name)
+def test_solutions_run(run_cells):
+    done = run_cells(ROOT / "notebooks" / "solutions" / NOTEBOOK.name)
     assert done.code == 0, done.text

@@ -13,6 +13,7 @@ from conftest import LESSON, ROOT
 
 from utils import results
 
+NOTEBOOK = ROOT / "notebooks" / f"{LESSON}.ipynb"
 MARGIN = 0.08  # measured on three seeds: 0.12 to 0.15 above the baseline
 TIMES = {"train_seconds", "rows_per_second", "real_tokens_per_second", "padded_tokens_per_second"}
 
@@ -22,13 +23,13 @@ def learned(record):
 
 
 @pytest.fixture(scope="session")
-def untrained(run_notebook):
+def untrained(run_cells):
     """The negative control: the same run with learning rate 0."""
-    return run_notebook("01", "--overrides", '{"learning_rate": 0, "max_steps": 50}')
+    return run_cells(NOTEBOOK, {"learning_rate": 0, "max_steps": 50})
 
 
 @pytest.fixture(scope="session")
-def own_data(run_notebook, tmp_path_factory):
+def own_data(run_cells, tmp_path_factory):
     """A CSV file of a reader's own: three string classes, one file, words that the tiny world does not know."""
     patterns = {
         "billing": ["why was i charged {} for the {}", "the invoice for {1} is wrong", "refund {} for the {}"],
@@ -44,7 +45,7 @@ def own_data(run_notebook, tmp_path_factory):
     path = tmp_path_factory.mktemp("own") / "tickets.csv"
     with path.open("w", newline="") as file:
         csv.writer(file).writerows([("text", "label"), *sorted(rows)])
-    return run_notebook("01", "--overrides", json.dumps({"dataset_id": str(path)}))
+    return run_cells(NOTEBOOK, {"dataset_id": str(path), "max_steps": 100})
 
 
 def test_it_learns(lesson):
@@ -60,8 +61,10 @@ def test_without_learning_it_does_not(untrained):
     assert untrained.results["after"] <= 1 / 5 + 0.10
 
 
-def test_a_second_run_from_elsewhere_gives_the_same_numbers(lesson, run_notebook, tmp_path):
-    again = run_notebook(ROOT / "notebooks" / f"{LESSON}.ipynb", cwd=tmp_path)
+def test_a_second_run_from_elsewhere_gives_the_same_numbers(lesson, run_cells, tmp_path, monkeypatch):
+    """Also the proof that run_cells, which controls take, gives what a kernel gives."""
+    monkeypatch.chdir(tmp_path)
+    again = run_cells(NOTEBOOK)
     assert again.code == 0, again.text
     assert {k: v for k, v in again.results.items() if k not in TIMES} == {
         k: v for k, v in lesson.results.items() if k not in TIMES
@@ -69,15 +72,19 @@ def test_a_second_run_from_elsewhere_gives_the_same_numbers(lesson, run_notebook
     assert list(tmp_path.iterdir()) == []
 
 
-def test_killed_and_run_again_it_ends_as_if_nothing_had_happened(lesson, run_killed_and_resumed):
-    """Early stopping included: kill -9 of the kernel between two evaluations, then the same notebook to go on."""
-    done = run_killed_and_resumed(ROOT / "notebooks" / f"{LESSON}.ipynb", 100, {})
+def test_killed_and_run_again_it_ends_as_if_nothing_had_happened(lesson, run_killed_and_resumed, tmp_path):
+    """Early stopping included: kill -9 of the kernel between two evaluations, then the same notebook to go on.
+
+    From elsewhere: nothing depends on the folder in which the runner is started, and nothing is left there.
+    """
+    done = run_killed_and_resumed(NOTEBOOK, 100, {}, cwd=tmp_path)
     assert done.code == 0, done.text
     assert "Going on from checkpoint-1" in (done.folder / f"{LESSON}.ipynb").read_text()
     for key in set(lesson.results) - TIMES:
         assert done.results[key] == lesson.results[key], key
     for name in ("model/model.safetensors", "test_logits.npy"):
         assert (done.folder / name).read_bytes() == (lesson.folder / name).read_bytes(), name
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_network_guard_blocks(offline):
@@ -166,8 +173,8 @@ def test_bad_input_stops_before_training(run_notebook, tmp_path, overrides, part
 
 
 @pytest.mark.parametrize("name", ["_template", f"solutions/{LESSON}"])
-def test_template_and_solutions_run(run_notebook, name):
-    done = run_notebook(ROOT / "notebooks" / f"{name}.ipynb")
+def test_template_and_solutions_run(run_cells, name):
+    done = run_cells(ROOT / "notebooks" / f"{name}.ipynb", {} if name == "_template" else {"epochs": 1})
     assert done.code == 0, done.text
     if name == "_template":
         assert done.results["after"] > done.results["baseline"]
