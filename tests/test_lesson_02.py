@@ -22,8 +22,8 @@ MARGIN = 0.08  # as in lesson 01
 
 @pytest.fixture(scope="session")
 def qlora(run_notebook):
-    """Lesson 02, tiny, run once with three seeds of each method."""
-    done = run_notebook(NOTEBOOK, "--overrides", '{"compare_seeds": 3}')
+    """Lesson 02, tiny, run once."""
+    done = run_notebook(NOTEBOOK)
     assert done.code == 0, done.text
     done.notebook = nbformat.read(done.folder / f"{NAME}.ipynb", as_version=4)
     return done
@@ -33,15 +33,41 @@ def accuracies(record, method):
     return [row["accuracy"] for row in record["metrics"]["methods"][method]]
 
 
-def test_it_learns_on_three_seeds_as_well_as_full_fine_tuning(qlora):
-    record = qlora.results
+def learned(record, seeds):
+    """Whether a run with so many seeds of each method beats its baselines with each of them."""
     runs = accuracies(record, "QLoRA")
-    assert len(runs) == 3
-    assert runs[0] == record["after"]
-    assert min(runs) > record["baseline"] > record["before"], runs
-    assert np.mean(runs) >= max(0.76, record["baseline"] + MARGIN), runs
-    assert np.mean(runs) >= np.mean(accuracies(record, "full")) - 0.03, record["metrics"]["methods"]
-    assert np.mean(accuracies(record, "LoRA")) > record["baseline"]
+    return (
+        len(runs) == len(accuracies(record, "LoRA")) == len(accuracies(record, "full")) == seeds
+        and runs[0] == record["after"]
+        and min(runs) > record["baseline"] > record["before"]
+        and np.mean(runs) >= max(0.76, record["baseline"] + MARGIN)
+        and np.mean(accuracies(record, "LoRA")) > record["baseline"]
+    )
+
+
+def as_good_as_full_fine_tuning(record):
+    """A question to the mean of three seeds: one seed alone moves an accuracy by as much."""
+    return np.mean(accuracies(record, "QLoRA")) >= np.mean(accuracies(record, "full")) - 0.03
+
+
+def test_it_learns(qlora):
+    assert learned(qlora.results, 1), qlora.results["metrics"]["methods"]
+
+
+def test_the_published_three_seeds_reach_the_bars():
+    record = json.loads((ROOT / "benchmarks" / "receipts" / "methods_tiny.json").read_text())
+    assert learned(record, 3)
+    assert as_good_as_full_fine_tuning(record)
+    record["metrics"]["methods"]["QLoRA"] = record["metrics"]["methods"]["LoRA"]
+    assert not as_good_as_full_fine_tuning(record), "the control: another method is not"
+
+
+@pytest.mark.slow
+def test_it_learns_on_three_seeds_as_well_as_full_fine_tuning(run_notebook):
+    done = run_notebook(NOTEBOOK, "--overrides", '{"compare_seeds": 3}')
+    assert done.code == 0, done.text
+    assert learned(done.results, 3), done.results["metrics"]["methods"]
+    assert as_good_as_full_fine_tuning(done.results), done.results["metrics"]["methods"]
 
 
 @pytest.mark.slow  # kills of lesson 02 at other steps: test_any_kill.py
@@ -57,12 +83,11 @@ def test_killed_and_run_again_it_ends_as_if_nothing_had_happened(qlora, run_kill
         assert (done.folder / name).read_bytes() == (qlora.folder / name).read_bytes(), name
 
 
-def test_at_learning_rate_0_it_does_not(run_notebook):
-    overrides = '{"learning_rate": 0, "max_steps": 10, "eval_steps": 5, "compare_seeds": 0}'
-    done = run_notebook(NOTEBOOK, "--overrides", overrides)
+def test_at_learning_rate_0_it_does_not(run_cells):
+    done = run_cells(NOTEBOOK, {"learning_rate": 0, "max_steps": 10, "eval_steps": 5, "compare_seeds": 0})
     assert done.code == 0, done.text
     assert done.results["after"] <= 0.30
-    assert re.search(r"\b0 of \d\d matrices B", (done.folder / f"{NAME}.ipynb").read_text())
+    assert re.search(r"\b0 of \d\d matrices B", done.text)
 
 
 def test_results_follow_the_contract(qlora):
@@ -142,7 +167,7 @@ with torch.no_grad():
     assert np.abs(expected).max() > 1, "a model that says nothing would pass"
 
 
-def test_own_csv_with_class_names_trains(run_notebook, tmp_path):
+def test_own_csv_with_class_names_trains(run_cells, tmp_path):
     path = tmp_path / "tickets.csv"
     things = "jacket phone lamp book helmet keyboard coat kettle tent chair mirror radio".split()
     texts = {"billing": "the invoice for the {} is wrong", "shipping": "where is my {}", "NA": "i send back the {}"}
@@ -154,12 +179,12 @@ def test_own_csv_with_class_names_trains(run_notebook, tmp_path):
             [text.format(thing), label] for d in (texts, more) for label, text in d.items() for thing in things
         )
     overrides = {"dataset_id": str(path), "max_steps": 40, "eval_steps": 20, "compare_seeds": 0}
-    done = run_notebook(NOTEBOOK, "--overrides", json.dumps(overrides))
+    done = run_cells(NOTEBOOK, overrides)
     assert done.code == 0, done.text
     assert done.results["after"] >= 0.8 > done.results["before"]
     assert set(done.results["metrics"]["report"]) >= set(texts)
 
 
-def test_solutions_run(run_notebook):
-    done = run_notebook(ROOT / "notebooks" / "solutions" / f"{NAME}.ipynb")
+def test_solutions_run(run_cells):
+    done = run_cells(ROOT / "notebooks" / "solutions" / f"{NAME}.ipynb", {"max_steps": 12})
     assert done.code == 0, done.text

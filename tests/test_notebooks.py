@@ -357,3 +357,10 @@ def test_the_published_recipe_is_the_full_profile():
     assert full["learning_rate"] == pytest.approx(3e-5 * times**0.5, rel=0.01), "the rate follows the root of the batch"
     page = (ROOT / "notebooks" / "01_bert_full_fine_tuning.ipynb").read_text()
     assert r"{\"per_device_train_batch_size\": 8, \"learning_rate\": 3e-5}" in page, "how to get it as published"
+
+
+@pytest.mark.slow  # the tests of the lessons run them with fewer steps
+@pytest.mark.parametrize("path", [path for path in ALL if path.parent.name == "solutions"], ids=lambda path: path.stem)
+def test_solutions_run_in_full(path, run_notebook):
+    done = run_notebook(path)
+    assert done.code == 0, done.text
