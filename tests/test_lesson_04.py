@@ -56,19 +56,19 @@ def rows(tmp_path_factory):
     return [{"before": t[:-1], "answer": t[-1], "group": s} for t, s in zip(turns, found["source"][:], strict=True)]
 
 
-def trained(rows, steps, **changes):
-    """A model fine-tuned as in the lesson on tokenized rows, for a few steps; changes go into SFTConfig."""
+def trained(rows, steps):
+    """A model fine-tuned as in the lesson on tokenized rows, for a few steps."""
     set_seed(0)
     nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
     base = AutoModelForCausalLM.from_pretrained(TINY, quantization_config=nf4, dtype=torch.float32)
     adapters.keep_trainable(base)
     names = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
     model = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", r=16, lora_alpha=32, target_modules=names))
-    config = dict(max_steps=steps, learning_rate=4e-3, per_device_train_batch_size=32, max_length=None, bf16=False)
+    config = dict(max_steps=steps, learning_rate=4e-3, per_device_train_batch_size=16, max_length=None, bf16=False)
     config |= dict(use_cpu=True, activation_checkpointing=False, report_to=[], save_strategy="no", disable_tqdm=True)
     data = Dataset.from_list(rows)
     tokenizer = AutoTokenizer.from_pretrained(TINY)
-    trainer = SFTTrainer(model, SFTConfig(**config | changes), train_dataset=data, processing_class=tokenizer)
+    trainer = SFTTrainer(model, SFTConfig(**config), train_dataset=data, processing_class=tokenizer)
     trainer.remove_callback(PrinterCallback)
     trainer.train()
     return model
@@ -95,12 +95,12 @@ def test_form_is_learned_and_knowledge_comes_from_the_base(sft):
     assert all(perplexity["after"][group] < perplexity["before"][group] / 5 for group in perplexity["before"])
 
 
-def test_at_learning_rate_0_nothing_is_learned(run_notebook):
-    overrides = {"learning_rate": 0, "max_steps": 4, "compare_steps": 1, "logging_steps": 2}
-    done = run_notebook(NOTEBOOK, "--overrides", json.dumps(overrides))
+def test_at_learning_rate_0_nothing_is_learned(run_cells):
+    overrides = {"learning_rate": 0, "max_steps": 4, "compare_steps": 1, "logging_steps": 2, "eval_rows": 72}
+    done = run_cells(NOTEBOOK, overrides)
     assert done.code == 0, done.text
     assert done.results["after"] <= 0.05
-    assert "0 of 24 matrices B" in (done.folder / f"{NAME}.ipynb").read_text()
+    assert re.search(r"\b0 of 24 matrices B", done.text)
 
 
 def test_results_follow_the_contract(sft):
@@ -264,7 +264,7 @@ json.dump(said, open("said.json", "w"))
     assert len(set(expected)) > 10, "a model that always says the same would pass"
 
 
-def test_own_chat_messages_with_control_tokens_and_a_cut_answer_train(run_notebook, tmp_path):
+def test_own_chat_messages_with_control_tokens_and_a_cut_answer_train(run_cells, tmp_path):
     path = tmp_path / "chat.csv"
     things = "jacket phone lamp book helmet keyboard coat kettle tent chair mirror radio".split()
     with path.open("w", newline="") as file:
@@ -275,13 +275,11 @@ def test_own_chat_messages_with_control_tokens_and_a_cut_answer_train(run_notebo
                 answer = "on the table. " * (40 if (thing, number) == ("tent", 0) else 1)
                 talk = [("system", "Be brief.")] * number + [("user", question), ("assistant", answer)]
                 writer.writerow([json.dumps([{"role": role, "content": text} for role, text in talk])])
-    overrides = {"dataset_id": str(path), "columns": ["messages"], "max_steps": 80, "compare_steps": 1}
-    done = run_notebook(NOTEBOOK, "--overrides", json.dumps(overrides | {"logging_steps": 10}))
+    overrides = {"dataset_id": str(path), "columns": ["messages"], "max_steps": 60, "compare_steps": 1}
+    done = run_cells(NOTEBOOK, overrides | {"logging_steps": 10})
     assert done.code == 0, done.text
     assert done.results["after"] >= 0.8 > done.results["before"]
-    assert re.search(
-        r"'(train|test|validation)': 1 of \d+ answers are cut in part", (done.folder / f"{NAME}.ipynb").read_text()
-    )
+    assert re.search(r"'(train|test|validation)': 1 of \d+ answers are cut in part", done.text)
 
 
 def test_a_gated_data_set_says_which_page_to_open():
@@ -296,8 +294,8 @@ def test_a_gated_data_set_says_which_page_to_open():
         exec(cell, space)
 
 
-def test_solutions_run(run_notebook):
-    done = run_notebook(ROOT / "notebooks" / "solutions" / f"{NAME}.ipynb")
+def test_solutions_run(run_cells):
+    done = run_cells(ROOT / "notebooks" / "solutions" / f"{NAME}.ipynb", {"max_steps": 40})
     assert done.code == 0, done.text
 
 

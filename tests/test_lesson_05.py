@@ -33,7 +33,8 @@ NOTEBOOK = ROOT / "notebooks" / f"{NAME}.ipynb"
 TINY, DATA = ROOT / "data" / "models" / "tiny-gemma-2", ROOT / "data" / "toy_preference"
 OF_BASELINE, OF_BEST = 0.85, 1.15  # log loss after, at most so many times the best baseline's and the best possible
 FLIPS = 0.5  # flips of the training on both orders, at most so many times those of the files' order
-QUICK = {"max_steps": 4, "eval_steps": 2, "compare_steps": 0, "train_rows": 100, "eval_rows": 60}
+QUICK = {"max_steps": 2, "eval_steps": 1, "compare_steps": 0, "train_rows": 100, "eval_rows": 60}
+QUICK |= {"per_device_train_batch_size": 16}
 FILES_ORDER, BOTH_ORDERS, FINAL = "trained on the files' order", "trained on both orders", "after: ... and temperature"
 
 
@@ -217,22 +218,22 @@ np.save("said.npy", said)
 # ------------------------------------------------------------------------------------------------ controls
 
 
-def test_at_learning_rate_0_it_says_one_third_each(run_notebook):
-    done = run_notebook(NOTEBOOK, "--overrides", json.dumps(QUICK | {"learning_rate": 0, "eval_rows": 120}))
+def test_at_learning_rate_0_it_says_one_third_each(run_cells):
+    done = run_cells(NOTEBOOK, QUICK | {"learning_rate": 0})
     assert done.code == 0, done.text
     assert abs(done.results["after"] - math.log(3)) <= 0.05
     assert not reaches_the_bars(done.results)
-    assert re.search(r"\b0 of \d\d matrices B", (done.folder / f"{NAME}.ipynb").read_text())
+    assert re.search(r"\b0 of \d\d matrices B", done.text)
 
 
-def test_a_random_base_does_not_reach_the_bars(judge, run_notebook, tmp_path):
+def test_a_random_base_does_not_reach_the_bars(judge, run_cells, tmp_path):
     """Adapters on weights that know nothing learn little: what the judge knows comes from its base."""
     set_seed(0)
     random = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(TINY))
     random.save_pretrained(tmp_path / "random")
     AutoTokenizer.from_pretrained(TINY).save_pretrained(tmp_path / "random")
-    overrides = {"model_id": str(tmp_path / "random"), "max_steps": 30, "eval_steps": 15, "compare_steps": 0}
-    done = run_notebook(NOTEBOOK, "--overrides", json.dumps(overrides | {"eval_rows": 200}))
+    overrides = {"model_id": str(tmp_path / "random"), "max_steps": 30, "eval_steps": 30, "compare_steps": 0}
+    done = run_cells(NOTEBOOK, overrides | {"train_rows": 1000, "eval_rows": 100})
     assert done.code == 0, done.text
     assert not reaches_the_bars(done.results), done.results["metrics"]["scores"]
     assert done.results["after"] > judge.results["after"] + 0.05
@@ -278,13 +279,12 @@ def test_a_hostile_cell_is_refused_before_training_and_never_runs(run_notebook, 
     assert canary.exists()
 
 
-def test_own_comparisons_without_a_test_file_run_through_and_one_bad_row_is_dropped(run_notebook, tmp_path):
+def test_own_comparisons_without_a_test_file_run_through_and_one_bad_row_is_dropped(run_cells, tmp_path):
     canary = tmp_path / "canary"
     overrides = own_csv(tmp_path / "mine.csv", 120, response_b=hostile(canary)) | {"bad_rows": "drop"}
-    done = run_notebook(NOTEBOOK, "--overrides", json.dumps(overrides))
+    done = run_cells(NOTEBOOK, overrides)
     assert done.code == 0, done.text
-    text = (done.folder / f"{NAME}.ipynb").read_text()
-    assert "split 'train': 119 comparisons, 0 repeats and 1 bad rows were dropped" in text
+    assert "split 'train': 119 comparisons, 0 repeats and 1 bad rows were dropped" in done.text
     assert not canary.exists()
     rows = pd.read_csv(done.folder / "submission.csv")
     assert rows["id"].is_unique
@@ -444,6 +444,6 @@ def test_compiled_layers_say_the_same_and_one_compilation_serves_all_lengths():
     assert counters["stats"]["unique_graphs"] <= 2, "one for each kind of layer"
 
 
-def test_solutions_run(run_notebook):
-    done = run_notebook(ROOT / "notebooks" / "solutions" / f"{NAME}.ipynb")
+def test_solutions_run(run_cells):
+    done = run_cells(ROOT / "notebooks" / "solutions" / f"{NAME}.ipynb", {"max_steps": 8, "eval_rows": 80})
     assert done.code == 0, done.text
