@@ -78,11 +78,9 @@ def fine_tuned_accuracy(dataset, pretrained, seed, epochs=3, batch_size=32):
 
 def test_pre_training_is_worth_at_least_five_points(tmp_path):
     dataset = load_dataset(str(ROOT / "data" / "driver_intent"), cache_dir=str(tmp_path))
-    means = {}
-    for pretrained in (True, False):
-        means[pretrained] = sum(fine_tuned_accuracy(dataset, pretrained, seed) for seed in range(3)) / 3
+    known, random = ([fine_tuned_accuracy(dataset, start, seed) for seed in range(2)] for start in (True, False))
     baseline = tfidf_score(dataset["train"], dataset["test"])
-    print(f"pre-trained {means[True]:.3f}, random weights {means[False]:.3f}, TF-IDF {baseline:.3f}")
-    assert means[True] >= means[False] + 0.05
-    assert means[True] > baseline
-    assert means[False] > 0.25, "the control must learn something, or the comparison is empty"
+    print(f"pre-trained {known}, random weights {random}, TF-IDF {baseline:.3f}")
+    assert min(known) >= max(random) + 0.05
+    assert min(known) > baseline
+    assert min(random) > 0.25, "the control must learn something, or the comparison is empty"
