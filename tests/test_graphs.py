@@ -65,6 +65,17 @@ def test_an_error_leaves_the_model_as_it_was(recorded):
     assert "forward" not in vars(model)
 
 
+def test_what_wrapped_it_meanwhile_stays_and_nothing_is_replayed_any_more(recorded):
+    model = BertForSequenceClassification(CONFIG).train()
+    with graphs.replay(model):
+        inner = model.forward
+        model.forward = lambda **inputs: ["wrapped", inner(**inputs)]  # as accelerate does for autocast
+        assert model(**batch()) == ["wrapped", "replayed"]
+    name, found = model(**batch())
+    assert name == "wrapped"
+    assert found.loss > 0
+
+
 def test_off_without_gpu_or_with_checkpointing_nothing_is_recorded(recorded, monkeypatch):
     model = BertForSequenceClassification(CONFIG).train()
     with graphs.replay(model, on=False):
@@ -134,7 +145,7 @@ def test_what_is_no_tensor_is_refused_with_a_remedy():
     usual = model.forward
     model.forward = lambda **inputs: (usual(**inputs).loss, object())
     inputs = {name: value.cuda() for name, value in batch().items()}
-    with graphs.replay(model), pytest.raises(CourseError, match="use_cache=False"):
+    with graphs.replay(model), pytest.raises(CourseError, match="without CUDA graphs"):
         model(**inputs)
 
 
