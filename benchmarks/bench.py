@@ -318,7 +318,8 @@ def run_course(args, folder, ready):
         [b - a for a, b in zip(*pair, strict=True)] for pair in itertools.pairwise([[0, 0, 0], *training["counts"]])
     ]
     found = rates(training["ends"], counts, training["undisturbed"])
-    found |= {"peak_allocated_bytes": record["cells"][-1].get("allocated"), "planned_bytes": record["planned"]["total"]}
+    found |= {"peak_allocated_bytes": record["training_peak"], "planned_bytes": record["planned"]["total"]}
+    found |= {"reserved_bytes": record["cells"][-1].get("reserved"), "held_bytes": training["held"]}
     return found | {"overrides": args.overrides, "mean_loss": training["loss"]}
 
 

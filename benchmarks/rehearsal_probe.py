@@ -55,6 +55,7 @@ def _watch(shell):
             def on_train_begin(self, args, state, control, **kwargs):
                 self.one = {"begin": settled(), "end": None, "ends": [], "counts": [], "undisturbed": []}
                 self.one |= {"evaluations": [], "saves": 0, "save_seconds": 0, "loss": None}
+                self.one["held"] = cuda() and cuda().memory_allocated()  # by this lesson's models and others
                 self.quiet = True  # no evaluation and no checkpoint since the last step
                 self.first, self.costs = None, []
                 self.marks = [self.noted()]
@@ -145,6 +146,8 @@ def _watch(shell):
         names = shell.user_ns
         if hasattr(names.get("planned"), "peaks"):
             record["planned"], record["moments"] = dict(names["planned"]), dict(names["planned"].peaks)
+        if hasattr(names.get("cost"), "seconds"):
+            record["training_peak"] = names["cost"].peak_bytes
         if hasattr(names.get("ledger"), "to_dict"):
             ledger = names["ledger"].astype(object).where(names["ledger"].notna(), None)
             record["ledger"] = ledger.to_dict()

@@ -41,7 +41,9 @@ def replay(module, on=True):
         if any(x.requires_grad for x in tensors) or (shape not in records and len(records) == MOST):
             return usual(*args, **kwargs)
         if shape not in records:
-            records[shape] = _record(usual, leaves, form, trained, *place)
+            with _stand_ins(module, trained) as parameters:
+                recorded = _record(usual, leaves, form, parameters, *place)
+            records[shape] = functools.partial(recorded, trained)
         return records[shape](tensors)
 
     module.forward, over = forward, False
@@ -57,8 +59,27 @@ def replay(module, on=True):
         torch.cuda.empty_cache()
 
 
-def _record(usual, leaves, form, trained, pool, stream):
-    """A function of the tensors among `leaves` that does what usual(*args, **kwargs) does, by replaying it."""
+@contextlib.contextmanager
+def _stand_ins(module, trained):
+    """Inside the block `module` has other parameters in place of the trained ones, with the same memory; yields them.
+
+    Autograd remembers on which stream it first met a parameter, as long as any earlier loss is kept somewhere; and what
+    another stream waits for cannot be recorded. It has not met these.
+    """
+    other = {id(parameter): torch.nn.Parameter(parameter.detach()) for parameter in trained}
+    owners = [(part._parameters, name) for part in module.modules() for name in part._parameters]
+    owners = [(own, name, own[name]) for own, name in owners if id(own[name]) in other]
+    for own, name, parameter in owners:
+        own[name] = other[id(parameter)]
+    try:
+        yield list(other.values())
+    finally:
+        for own, name, parameter in owners:
+            own[name] = parameter
+
+
+def _record(usual, leaves, form, parameters, pool, stream):
+    """A function of the parameters and a batch's tensors that replays usual(*args, **kwargs), recorded with `leaves`."""
     inputs = [leaf.clone() for leaf in leaves if torch.is_tensor(leaf)]  # where a replay looks for its batch
 
     def run():
@@ -70,7 +91,7 @@ def _record(usual, leaves, form, trained, pool, stream):
         return found, [x for x in found if x.requires_grad], shape
 
     def derive(learning, seeds):
-        return torch.autograd.grad(learning, trained, seeds, allow_unused=True)
+        return torch.autograd.grad(learning, parameters, seeds, allow_unused=True)
 
     half, forward, backward = torch.get_autocast_dtype("cuda"), torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
     with torch.autocast("cuda", half, torch.is_autocast_enabled("cuda"), cache_enabled=False):
@@ -105,7 +126,7 @@ def _record(usual, leaves, form, trained, pool, stream):
             backward.replay()
             return tuple(x if x is None else x.clone() for x in gradients)
 
-    def replayed(tensors):
+    def replayed(trained, tensors):
         for kept, new in zip(inputs, tensors, strict=True):
             kept.copy_(new)
         return _pytree.tree_unflatten(list(Replay.apply(*trained)), shape)
