@@ -405,7 +405,9 @@ def main():
                 found = run_course(args, folder, ready)
             name = args.name if args.name and arm == "course" else arm
             found = {"arm": name, "lesson": args.nb} | found | facts
-            (args.keep / f"{args.nb}_{name}.json").write_text(json.dumps(found, indent=2) + "\n", "utf-8")
+            (args.keep / f"{args.nb}_{name.replace(' ', '_')}.json").write_text(
+                json.dumps(found, indent=2) + "\n", "utf-8"
+            )
             print(SimpleNamespace(**found), flush=True)
         if args.keep == RECEIPTS:
             write_table()

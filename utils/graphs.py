@@ -79,7 +79,7 @@ def _stand_ins(module, trained):
 
 
 def _record(usual, leaves, form, parameters, pool, stream):
-    """A function of the parameters and a batch's tensors that replays usual(*args, **kwargs), recorded with `leaves`."""
+    """A function of the parameters and the tensors of a batch that replays usual(*args, **kwargs), recorded here."""
     inputs = [leaf.clone() for leaf in leaves if torch.is_tensor(leaf)]  # where a replay looks for its batch
 
     def run():
