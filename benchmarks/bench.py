@@ -19,7 +19,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -278,24 +277,22 @@ def run_reference(number, rows, folder):
         return made
 
     class Clock(TrainerCallback):
-        ends = []
-
-        def mark(self):
-            torch.cuda.synchronize()
-            self.ends.append(time.perf_counter())
-
-        def on_train_begin(self, args, state, control, **kwargs):
-            self.mark()
+        marks = []  # the GPU notes the time when it comes to them; nobody waits for it
 
         def on_step_end(self, args, state, control, **kwargs):
-            self.mark()
-            if len(self.ends) == FIRST:
+            self.marks.append(torch.cuda.Event(enable_timing=True))
+            self.marks[-1].record()
+            if len(self.marks) == FIRST:
                 torch.cuda.reset_peak_memory_stats()
+
+        on_train_begin = on_step_end
 
     loss = Trainer(model, args, collate, train_dataset=encoded, callbacks=[Clock]).train().training_loss
     each, steps = args.gradient_accumulation_steps, range(args.max_steps)
     counts = [[sum(column) for column in zip(*batches[i * each : (i + 1) * each], strict=True)] for i in steps]
-    found = rates(Clock.ends, counts, [True] * len(counts))
+    torch.cuda.synchronize()
+    ends = [Clock.marks[0].elapsed_time(mark) / 1000 for mark in Clock.marks]
+    found = rates(ends, counts, [True] * len(counts))
     found |= {"peak_allocated_bytes": torch.cuda.max_memory_allocated(), "mean_loss": loss}
     return found | {"trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad)}
 
@@ -321,7 +318,8 @@ def run_course(args, folder, ready):
         [b - a for a, b in zip(*pair, strict=True)] for pair in itertools.pairwise([[0, 0, 0], *training["counts"]])
     ]
     found = rates(training["ends"], counts, training["undisturbed"])
-    found |= {"peak_allocated_bytes": record["cells"][-1].get("allocated"), "planned_bytes": record["planned"]["total"]}
+    found |= {"peak_allocated_bytes": record["training_peak"], "planned_bytes": record["planned"]["total"]}
+    found |= {"reserved_bytes": record["cells"][-1].get("reserved"), "held_bytes": training["held"]}
     return found | {"overrides": args.overrides, "mean_loss": training["loss"]}
 
 
@@ -407,7 +405,9 @@ def main():
                 found = run_course(args, folder, ready)
             name = args.name if args.name and arm == "course" else arm
             found = {"arm": name, "lesson": args.nb} | found | facts
-            (args.keep / f"{args.nb}_{name}.json").write_text(json.dumps(found, indent=2) + "\n", "utf-8")
+            (args.keep / f"{args.nb}_{name.replace(' ', '_')}.json").write_text(
+                json.dumps(found, indent=2) + "\n", "utf-8"
+            )
             print(SimpleNamespace(**found), flush=True)
         if args.keep == RECEIPTS:
             write_table()

@@ -6,6 +6,7 @@ REHEARSAL_LIMIT: bytes that torch may allocate on the card.
 
 
 def _watch(shell):
+    import functools
     import json
     import os
     import sys
@@ -13,7 +14,7 @@ def _watch(shell):
 
     record = {"cells": [], "trainings": [], "generate_seconds": 0.0}
     limit = float(os.environ.get("REHEARSAL_LIMIT") or 0)
-    now, done, peaks = time.perf_counter, set(), {}
+    now, done, peaks, meters = time.perf_counter, set(), {}, []
 
     def cuda():
         """torch.cuda if the lesson uses a GPU already, else None."""
@@ -46,37 +47,44 @@ def _watch(shell):
 
     def hook_trainer(module):
         class Meter(module.TrainerCallback):
-            """Seconds of the steps (the first three are warm-up), of evaluations and of saving, of one training."""
+            """Of one training: when the GPU began it and had done each step, rows and tokens of the steps, and the
+            seconds of evaluations and of saving. Nobody waits for the GPU to learn when a step ended: that would change
+            the speed. It notes the times itself, and they are read when it is done.
+            """
 
             def on_train_begin(self, args, state, control, **kwargs):
-                names = ("warm_up_steps", "warm_up_seconds", "steps", "seconds", "saves", "save_seconds")
-                self.one = dict.fromkeys(names, 0) | {"evaluations": [], "times": [], "begin": settled(), "end": None}
-                self.one |= {"ends": [self.one["begin"]], "counts": [], "undisturbed": [], "loss": None}
+                self.one = {"begin": settled(), "end": None, "ends": [], "counts": [], "undisturbed": []}
+                self.one |= {"evaluations": [], "saves": 0, "save_seconds": 0, "loss": None}
+                self.one["held"] = cuda() and cuda().memory_allocated()  # by this lesson's models and others
                 self.quiet = True  # no evaluation and no checkpoint since the last step
-                self.open = None  # when the present stretch of steps began
+                self.first, self.costs = None, []
+                self.marks = [self.noted()]
                 record["trainings"].append(self.one)
+                meters.append(self)
 
-            def on_step_begin(self, args, state, control, **kwargs):
-                self.begun = settled()
-                if self.open is None:
-                    self.open, self.count = self.begun, 0
+            def noted(self):
+                """A function that returns the time when the GPU came to this point, once it is done."""
+                card = cuda()
+                if card is None:
+                    return functools.partial(float, now())
+                event = card.Event(enable_timing=True)
+                event.record()
+                self.first = first = self.first or event
+                return lambda: self.one["begin"] + first.elapsed_time(event) / 1000
 
             def on_step_end(self, args, state, control, **kwargs):
-                self.count += 1
-                self.one["ends"].append(settled())
-                self.one["times"].append(self.one["ends"][-1] - self.begun)
+                self.marks.append(self.noted())
                 self.one["undisturbed"].append(self.quiet)
                 self.quiet, cost = True, shell.user_ns.get("cost")
                 if cost is not None:  # rows, real and padded tokens so far
-                    self.one["counts"].append([cost.rows, int(cost.real_tokens), cost.padded_tokens])
-                warming = self.one["warm_up_steps"] + self.count <= 3 and not self.one["steps"]
-                at_end = warming and self.one["warm_up_steps"] + self.count == 3
-                if at_end or control.should_evaluate or control.should_save or control.should_training_stop:
-                    kind = ("", "warm_up_")[warming]
-                    self.one[f"{kind}steps"] += self.count
+                    self.costs.append([cost.rows, cost.real_tokens, cost.padded_tokens])
+                if control.should_evaluate or control.should_save:
                     self.mark = settled()
-                    self.one[f"{kind}seconds"] += self.mark - self.open
-                    self.open = None
+
+            def read(self):
+                settled()
+                self.one["ends"] = [mark() for mark in self.marks]
+                self.one["counts"] = [[int(count) for count in counts] for counts in self.costs]
 
             def on_log(self, args, state, control, logs=None, **kwargs):
                 if hasattr(self, "one"):
@@ -132,10 +140,14 @@ def _watch(shell):
 
     def after(result):
         note_peaks()
+        while meters:
+            meters.pop().read()
         record["cells"].append({"number": result.execution_count, "seconds": now() - record["started"], **peaks})
         names = shell.user_ns
         if hasattr(names.get("planned"), "peaks"):
             record["planned"], record["moments"] = dict(names["planned"]), dict(names["planned"].peaks)
+        if hasattr(names.get("cost"), "seconds"):
+            record["training_peak"] = names["cost"].peak_bytes
         if hasattr(names.get("ledger"), "to_dict"):
             ledger = names["ledger"].astype(object).where(names["ledger"].notna(), None)
             record["ledger"] = ledger.to_dict()

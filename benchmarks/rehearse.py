@@ -11,6 +11,7 @@ import argparse
 import ast
 import contextlib
 import csv
+import itertools
 import json
 import math
 import os
@@ -375,7 +376,8 @@ def project(run, cut, sizes, record, lengths=1.0, copies=1):
     judged = sum(count for count, _ in main["evaluations"])
     a_row = sum(seconds for _, seconds in main["evaluations"]) / max(1, judged)
     found = {"steps": steps * step_seconds(main) * lengths}
-    found["compilation"] = sum(slow_steps(main)) - len(slow_steps(main)) * step_seconds(main)
+    slow = step_times(main)[2]
+    found["compilation"] = sum(slow) - len(slow) * step_seconds(main)
     found["evaluations"] = evaluations * rows["validation"] * a_row
     found["checkpoints"] = evaluations * main["save_seconds"] / max(1, main["saves"])
     growth = run.eval_rows / cut["eval_rows"] if "eval_rows" in cut else 1
@@ -384,7 +386,7 @@ def project(run, cut, sizes, record, lengths=1.0, copies=1):
     seeds = 1  # of three methods with as many seeds each, one run is the lesson's own
     if "compare_seeds" in cut and cut["compare_seeds"]:
         seeds = (3 * run.compare_seeds - 1) / (3 * cut["compare_seeds"] - 1)
-    fixed = [one["end"] - one["begin"] - one["steps"] * step_seconds(one) for one in later]
+    fixed = [one["end"] - one["begin"] - (len(one["ends"]) - 1) * step_seconds(one) for one in later]
     each = [wanted * step_seconds(one) * lengths for one in later]
     found["comparisons"] = seeds * sum(map(sum, zip(fixed, each, strict=True)))
     elsewhere = sum(cell["seconds"] for cell in record["cells"]) - record["generate_seconds"]
@@ -392,18 +394,20 @@ def project(run, cut, sizes, record, lengths=1.0, copies=1):
     return found, steps
 
 
-def slow_steps(training):
-    """Seconds of the steps after the warm-up that took more than twice as long as most: kernels were compiled."""
-    times = training.get("times", [])[training["warm_up_steps"] :]
-    return [seconds for seconds in times if seconds > 2 * statistics.median(times)]
+def step_times(training):
+    """Seconds of three kinds of steps: the first three, for warming up; those after them that no evaluation or
+    checkpoint came before; and of these the ones that took more than twice as long as most, for compiling or recording.
+    """
+    times = [after - before for before, after in itertools.pairwise(training["ends"])]
+    later = [seconds for seconds, quiet in zip(times[3:], training["undisturbed"][3:], strict=True) if quiet]
+    limit = 2 * statistics.median(later) if later else 0
+    return times[:3], [time for time in later if time <= limit], [time for time in later if time > limit]
 
 
 def step_seconds(training):
     """Seconds a step after the warm-up, slow ones left out; with the warm-up, if there was nothing else."""
-    if training["steps"]:
-        slow = slow_steps(training)
-        return (training["seconds"] - sum(slow)) / (training["steps"] - len(slow))
-    return training["warm_up_seconds"] / max(1, training["warm_up_steps"])
+    first, steady, _ = step_times(training)
+    return statistics.fmean(steady or first)
 
 
 # ---- the rehearsal -----------------------------------------------------------------------------------------------
@@ -609,17 +613,18 @@ def report(args, path, run, ready, folder):
         print("The lesson did not get through its training, so there is no speed to report.")
         return found
     main = record["trainings"][0]
+    first, steady, slow = step_times(main)
     batch = run.per_device_train_batch_size * getattr(run, "gradient_accumulation_steps", 1)
     found |= {
         "step_seconds": step_seconds(main),
-        "measured_steps": main["steps"],
-        "warm_up_seconds": main["warm_up_seconds"],
+        "measured_steps": len(steady),
+        "warm_up_seconds": sum(first),
     }
     line, lengths = f"{found['step_seconds']:.3f} s a step of {batch} rows", 1.0
-    line += f" ({main['steps']} steps after {main['warm_up_steps']} of warm-up)"
-    if slow := slow_steps(main):
+    line += f" ({len(steady)} steps after {len(first)} of warm-up)"
+    if slow:
         found |= {"slow_steps": len(slow), "slow_seconds": sum(slow)}
-        line += f" (without {len(slow)} slow ones, {sum(slow):.0f} s in all: kernels were compiled)"
+        line += f" (without {len(slow)} slow ones, {sum(slow):.0f} s in all: kernels were compiled or recorded)"
     if found["complete"]:
         lesson = json.loads((results / "results.json").read_text("utf-8"))
         tokens = lesson["real_tokens_per_second"] / lesson["rows_per_second"]

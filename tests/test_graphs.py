@@ -24,9 +24,11 @@ def recorded(monkeypatch):
     """The shapes that were recorded, on a machine that is taken for one with a GPU."""
     shapes = []
 
-    def record(usual, leaves, form, trained, *place):
+    def record(usual, leaves, form, parameters, *place):
         shapes.append(leaves[0].shape)
-        return lambda tensors: "replayed"
+        model, optimized = usual.__self__, {id(p) for p in parameters}
+        assert {id(p) for p in model.parameters() if p.requires_grad} == optimized
+        return lambda trained, tensors: "replayed"
 
     monkeypatch.setattr(graphs, "_record", record)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -58,11 +60,33 @@ def test_beyond_the_most_shapes_it_runs_as_usual(recorded, monkeypatch):
         assert model(**batch(length=8)) == "replayed"
 
 
+def test_the_parameters_are_back_after_a_recording_also_if_it_fails(recorded, monkeypatch):
+    model = BertForSequenceClassification(CONFIG).train()
+    before = dict(model.named_parameters())
+    with graphs.replay(model):
+        model(**batch())
+        monkeypatch.setattr(graphs, "_record", lambda *given: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            model(**batch(length=9))
+    assert all(parameter is before[name] for name, parameter in model.named_parameters())
+
+
 def test_an_error_leaves_the_model_as_it_was(recorded):
     model = BertForSequenceClassification(CONFIG)
     with pytest.raises(ZeroDivisionError), graphs.replay(model):
         1 / 0  # noqa: B018
     assert "forward" not in vars(model)
+
+
+def test_what_wrapped_it_meanwhile_stays_and_nothing_is_replayed_any_more(recorded):
+    model = BertForSequenceClassification(CONFIG).train()
+    with graphs.replay(model):
+        inner = model.forward
+        model.forward = lambda **inputs: ["wrapped", inner(**inputs)]  # as accelerate does for autocast
+        assert model(**batch()) == ["wrapped", "replayed"]
+    name, found = model(**batch())
+    assert name == "wrapped"
+    assert found.loss > 0
 
 
 def test_off_without_gpu_or_with_checkpointing_nothing_is_recorded(recorded, monkeypatch):
@@ -79,9 +103,9 @@ def test_off_without_gpu_or_with_checkpointing_nothing_is_recorded(recorded, mon
     assert not recorded
 
 
-def train(folder, on, accumulation=1, autocast=True, cls=BertForSequenceClassification):
+def train(folder, on, accumulation=1, autocast=True, seed=1):
     torch.manual_seed(0)
-    model = cls(CONFIG).cuda()
+    model = BertForSequenceClassification(CONFIG).cuda()
     rows = [{name: value[0] for name, value in batch(1, 8 + 8 * (i // 4 % 2)).items()} for i in range(48)]
     args = TrainingArguments(
         folder,
@@ -96,7 +120,7 @@ def train(folder, on, accumulation=1, autocast=True, cls=BertForSequenceClassifi
         disable_tqdm=True,
     )
     trainer = Trainer(model, args, torch.utils.data.default_collate, train_dataset=rows)
-    torch.manual_seed(1)
+    torch.manual_seed(seed)  # of dropout
     with graphs.replay(model, on):
         trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
@@ -113,19 +137,21 @@ def test_a_replayed_training_is_the_usual_one_dropout_included(tmp_path, accumul
     assert all(torch.equal(one, other) for one, other in zip(usual[1], replayed[1], strict=True))
 
 
-class Forgetful(BertForSequenceClassification):
-    """Its loss is that of the first batch."""
-
-    first = None
-
-    def forward(self, *args, **kwargs):
-        self.first = self.first or super().forward(*args, **kwargs)
-        return super().forward(*args, **kwargs | {"input_ids": kwargs["input_ids"] * 0 + 7})
+@GPU
+def test_the_comparison_tells_another_training_from_it(tmp_path):
+    assert train(tmp_path, False)[0] != train(tmp_path, False, seed=2)[0]
 
 
 @GPU
-def test_the_comparison_tells_another_training_from_it(tmp_path):
-    assert train(tmp_path, False)[0] != train(tmp_path, False, cls=Forgetful)[0]
+def test_an_earlier_loss_that_is_still_held_does_not_matter():
+    model = BertForSequenceClassification(CONFIG).cuda().train()
+    inputs = {name: value.cuda() for name, value in batch().items()}
+    held = model(**inputs).loss
+    held.backward()
+    model.zero_grad()
+    with graphs.replay(model):
+        model(**inputs).loss.backward()
+    assert all(p.grad is not None for p in model.parameters())
 
 
 @GPU
@@ -134,12 +160,12 @@ def test_what_is_no_tensor_is_refused_with_a_remedy():
     usual = model.forward
     model.forward = lambda **inputs: (usual(**inputs).loss, object())
     inputs = {name: value.cuda() for name, value in batch().items()}
-    with graphs.replay(model), pytest.raises(CourseError, match="use_cache=False"):
+    with graphs.replay(model), pytest.raises(CourseError, match="without CUDA graphs"):
         model(**inputs)
 
 
 @GPU
-def test_two_shapes_do_not_take_twice_the_memory():
+def test_all_shapes_share_their_memory():
     model = BertForSequenceClassification(CONFIG).cuda().train()
     taken = []
     for lengths in ((512,), (512, 504, 496, 488)):
@@ -150,4 +176,4 @@ def test_two_shapes_do_not_take_twice_the_memory():
                 inputs = {name: value.cuda() for name, value in batch(64, length).items()}
                 model(**inputs).loss.backward()
         taken.append(torch.cuda.max_memory_reserved())
-    assert taken[1] < 1.3 * taken[0]
+    assert taken[1] < 2 * taken[0]  # each for itself, they would take nearly four times as much

@@ -1,6 +1,7 @@
 """Rehearsals: the whole path on a CPU with tiny shapes, and each promise: ids, lengths, hours, refusals, no traces."""
 
 import importlib
+import itertools
 import json
 import signal
 import statistics
@@ -232,8 +233,12 @@ def test_what_does_not_fit_is_refused(card, needs, given, free, parts):
 # ---- hours
 
 
+def ends(*seconds):
+    return list(itertools.accumulate(seconds, initial=100.0))
+
+
 def test_the_whole_run_is_projected_from_its_parts():
-    training = {"begin": 100.0, "end": 130.0, "warm_up_steps": 3, "warm_up_seconds": 6.0, "steps": 5, "seconds": 10.0}
+    training = {"begin": 100.0, "end": 130.0, "ends": ends(2.0, 2.0, 2.0, 2.0, 2.0), "undisturbed": [True] * 5}
     training |= {"evaluations": [[8, 2.0], [8, 6.0]], "saves": 2, "save_seconds": 3.0}
     later = training | {"begin": 200.0, "end": 212.0, "evaluations": [], "saves": 0, "save_seconds": 0}
     record = {"trainings": [training, later], "generate_seconds": 7.0, "cells": [{"seconds": 60.0}, {"seconds": 5.0}]}
@@ -255,7 +260,8 @@ def test_the_whole_run_is_projected_from_its_parts():
     assert rehearse.project(run, cut, {"train": 18949, "test": 3269}, record, copies=2)[1] == 4 * 248
     run.max_steps = 50
     assert rehearse.project(run, cut, {"train": 18949, "test": 3269}, record)[0]["steps"] == 100.0
-    training |= {"times": [9.0, 1.0, 1.0, 1.5, 1.5, 4.0, 1.5, 1.5]}  # the first three are warm-up
+    training["ends"] = ends(9.0, 1.0, 1.0, 1.5, 1.5, 4.0, 1.5, 1.4, 1.5)  # the first three are warm-up
+    training["undisturbed"] = [True] * 7 + [False, True]
     assert rehearse.step_seconds(training) == pytest.approx(6 / 4)
     found, _ = rehearse.project(run, cut, {"train": 18949, "test": 3269}, record)
     assert (found["steps"], found["compilation"]) == (pytest.approx(50 * 1.5), pytest.approx(2.5))
@@ -344,12 +350,12 @@ def test_lesson_01_is_rehearsed_unmodified_and_leaves_no_trace(start, sizes, tmp
     text, _ = process.communicate()
     assert process.returncode == 0, text
     assert left(process) == []
-    for part in ("means nothing", "3 steps after 3 of warm-up", "the whole run: at most"):
+    for part in ("means nothing", "2 steps after 3 of warm-up", "the whole run: at most"):
         assert part in text, part
     record = json.loads((tmp_path / "kept" / "01_full.json").read_text())
     found = record["metrics"]["rehearsal"]
     assert (record["model_id"], record["dataset_id"]) == ("google-bert/bert-base-uncased", "data/driver_intent")
-    assert (record["metrics"]["steps"], found["measured_steps"]) == (6, 3)
+    assert (record["metrics"]["steps"], found["measured_steps"]) == (6, 2)
     assert found["overrides"] == {"learning_rate": 3e-5, "max_steps": 6, "eval_steps": 3}
     assert found["rows_per_second"] == pytest.approx(64 / found["step_seconds"], rel=0.1)
     assert found["projected_steps"] == 130  # 800 rows, batch 64, 10 epochs

@@ -1,5 +1,6 @@
 """The planner, the meter, results.json, the environment line and the figures, each against a number of its own."""
 
+import gc
 import json
 import math
 
@@ -32,6 +33,21 @@ def test_saved_bytes_are_counted_exactly():
     layer.device = torch.device("cpu")
     saved = memory.saved_bytes(layer, {"input": torch.ones(4, 8, requires_grad=True)})
     assert saved == 4 * (4 * 8 + 4 * 16)  # the input of Linear, the output of Tanh, in float32
+
+
+def test_counting_saved_bytes_leaves_nothing_behind():
+    class Model(torch.nn.Module):
+        device = torch.device("cpu")
+
+        def forward(self, input):
+            return (input * 2).relu()  # which keeps its own result
+
+    def alive():
+        gc.collect()
+        return sum(isinstance(one, torch.Tensor) and one.shape == (3, 77) for one in gc.get_objects())
+
+    memory.saved_bytes(Model(), {"input": torch.ones(3, 77, requires_grad=True)})
+    assert alive() == 0
 
 
 def test_optimizer_states_are_counted(model):

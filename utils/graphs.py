@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import inspect
 
 import torch
 from torch.utils import _pytree
@@ -18,41 +19,67 @@ def replay(module, on=True):
     The first batch of a shape is recorded, forward and backward; later ones replay the record: one call from Python
     instead of thousands, the same kernels, random numbers and results. So shapes should be few (`pad_to_multiple_of`);
     those beyond the first MOST run as usual, and so do evaluation, generation, models with activation checkpointing,
-    and everything where there is no GPU. `module` returns tensors only (use_cache=False); else CourseError. What a
-    record needs stays reserved until the block ends. Source: CUDAGraph and torch.cuda.graph of torch.
+    and everything where there is no GPU. No keys and values are kept (use_cache=False); a `module` that returns what is
+    no tensor is refused with CourseError. The memory of the records stays reserved until the block ends.
+    Source: CUDAGraph and torch.cuda.graph of torch.
     """
     if not (on and torch.cuda.is_available()) or getattr(module, "is_activation_checkpointing", False):
         yield
         return
-    usual, records, own = module.forward, {}, "forward" in vars(module)
-    place = (torch.cuda.MemPool(), torch.cuda.Stream())  # of all records: none is needed while another one runs
+    usual, records, before = module.forward, {}, dict(vars(module))
+    no_cache = {"use_cache": False} if "use_cache" in inspect.signature(usual).parameters else {}
+    place = [torch.cuda.MemPool(), torch.cuda.Stream()]  # of all records: none is needed while another one runs
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
 
     @functools.wraps(usual)  # Trainer reads its signature
     def forward(*args, **kwargs):
-        leaves, form = _pytree.tree_flatten((args, kwargs))
+        if over or not (module.training and torch.is_grad_enabled()):
+            return usual(*args, **kwargs)
+        leaves, form = _pytree.tree_flatten((args, kwargs | no_cache))
         tensors = [leaf for leaf in leaves if torch.is_tensor(leaf)]
         shape = (form, *((leaf.shape, leaf.dtype) if torch.is_tensor(leaf) else leaf for leaf in leaves))
-        learns = module.training and torch.is_grad_enabled() and not any(t.requires_grad for t in tensors)
-        if not learns or (shape not in records and len(records) == MOST):
+        if any(x.requires_grad for x in tensors) or (shape not in records and len(records) == MOST):
             return usual(*args, **kwargs)
         if shape not in records:
-            records[shape] = _record(usual, leaves, form, trained, *place)
+            with _stand_ins(module, trained) as parameters:
+                recorded = _record(usual, leaves, form, parameters, *place)
+            records[shape] = functools.partial(recorded, trained)
         return records[shape](tensors)
 
-    module.forward = forward
+    module.forward, over = forward, False
     try:
         yield
     finally:
-        module.forward = usual
-        if not own:
+        over = True  # accelerate may have wrapped `forward` meanwhile, and goes on calling it
+        if vars(module)["forward"] is forward:
             del module.forward
+            vars(module).update({"forward": usual} if "forward" in before else {})
         records.clear()
+        place.clear()
         torch.cuda.empty_cache()
 
 
-def _record(usual, leaves, form, trained, pool, stream):
-    """A function of the tensors among `leaves` that does what usual(*args, **kwargs) does, by replaying it."""
+@contextlib.contextmanager
+def _stand_ins(module, trained):
+    """Inside the block `module` has other parameters in place of the trained ones, with the same memory; yields them.
+
+    Autograd remembers on which stream it first met a parameter, as long as any earlier loss is kept somewhere; and what
+    another stream waits for cannot be recorded. It has not met these.
+    """
+    other = {id(parameter): torch.nn.Parameter(parameter.detach()) for parameter in trained}
+    owners = [(part._parameters, name) for part in module.modules() for name in part._parameters]
+    owners = [(own, name, own[name]) for own, name in owners if id(own[name]) in other]
+    for own, name, parameter in owners:
+        own[name] = other[id(parameter)]
+    try:
+        yield list(other.values())
+    finally:
+        for own, name, parameter in owners:
+            own[name] = parameter
+
+
+def _record(usual, leaves, form, parameters, pool, stream):
+    """A function of the parameters and the tensors of a batch that replays usual(*args, **kwargs), recorded here."""
     inputs = [leaf.clone() for leaf in leaves if torch.is_tensor(leaf)]  # where a replay looks for its batch
 
     def run():
@@ -60,12 +87,11 @@ def _record(usual, leaves, form, trained, pool, stream):
         args, kwargs = _pytree.tree_unflatten([next(given) if torch.is_tensor(x) else x for x in leaves], form)
         found, shape = _pytree.tree_flatten(usual(*args, **kwargs))
         if strange := {type(x).__name__ for x in found if not torch.is_tensor(x)}:
-            remedy = "call it with use_cache=False, or train without CUDA graphs"
-            raise CourseError(f"{usual.__qualname__} returns {', '.join(strange)}, not only tensors; {remedy}.")
+            raise CourseError(f"{usual.__qualname__} returns {', '.join(strange)}; train without CUDA graphs.")
         return found, [x for x in found if x.requires_grad], shape
 
     def derive(learning, seeds):
-        return torch.autograd.grad(learning, trained, seeds, allow_unused=True)
+        return torch.autograd.grad(learning, parameters, seeds, allow_unused=True)
 
     half, forward, backward = torch.get_autocast_dtype("cuda"), torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
     with torch.autocast("cuda", half, torch.is_autocast_enabled("cuda"), cache_enabled=False):
@@ -100,7 +126,7 @@ def _record(usual, leaves, form, trained, pool, stream):
             backward.replay()
             return tuple(x if x is None else x.clone() for x in gradients)
 
-    def replayed(tensors):
+    def replayed(trained, tensors):
         for kept, new in zip(inputs, tensors, strict=True):
             kept.copy_(new)
         return _pytree.tree_unflatten(list(Replay.apply(*trained)), shape)

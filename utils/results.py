@@ -28,6 +28,15 @@ def costs(model, planned, cost):
     }
 
 
+def benchmarks(lesson):
+    """{recipe: what it reached} of lesson "01" to "05", measured at full size on a GPU by benchmarks/bench.py."""
+    folder, found = environment.ROOT / "benchmarks" / "receipts" / "bench", {}
+    for r in (json.loads(path.read_text("utf-8")) for path in sorted(folder.glob(f"{lesson}_*.json"))):
+        found[r["arm"]] = {"rows/s": r["rows_per_second"], "real tokens/s": r["real_tokens_per_second"]}
+        found[r["arm"]] |= {"ms a step": 1000 * r["step_seconds"], "peak GiB": r["peak_allocated_bytes"] / memory.GIB}
+    return dict(sorted(found.items(), key=lambda pair: pair[1]["real tokens/s"]))
+
+
 def write(folder, **values):
     """Writes `folder`/results.json and returns its content: KEYS, of which device, versions and commit are read here.
 
