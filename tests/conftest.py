@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
-import forked
 import nbformat
 import psutil
 import pytest
@@ -68,6 +67,8 @@ def run_notebook(offline, tmp_path_factory):
 @pytest.fixture(scope="session")
 def run_cells(offline, tmp_path_factory):
     """A function that runs a notebook with overrides, but without runner and kernel: sooner, the same values."""
+
+    import forked  # here: utils.runner sets two threads, unless the line at the top has set one
 
     def run(notebook, overrides=None):
         return forked.run(notebook, tmp_path_factory.mktemp("out"), offline, {"OVERRIDES": overrides or {}})

@@ -45,6 +45,11 @@ def test_a_cell_that_fails_ends_the_run(run_cells, notebook, source, said):
     assert SENTINEL not in done.text
 
 
+def test_each_of_two_tests_side_by_side_has_one_thread(run_cells, notebook, offline):
+    assert offline["OMP_NUM_THREADS"] == "1"
+    assert run_cells(notebook("import torch", "print('threads', torch.get_num_threads())")).text == "threads 1\n"
+
+
 def test_it_has_no_network(run_cells, notebook):
     done = run_cells(notebook("import urllib.request", "urllib.request.urlopen('http://192.0.2.1', timeout=1)"))
     assert "the tests allow no network" in done.text
