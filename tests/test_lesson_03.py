@@ -87,7 +87,7 @@ def test_the_notebook_shows_what_it_says(summaries):
     assert all(cell.execution_count for cell in code)
     printed = "".join(o.text for cell in code for o in cell.outputs if o.output_type == "stream" and o.name == "stdout")
     for words in (
-        *("kept in float32 by transformers: ['wo']", "70,000 becomes inf", "48 of 48 matrices B"),
+        *("kept in float32 by transformers: ['wo']", "70,000 -> inf", "48 of 48 matrices B"),
         *("56,492,032 of 2,908,090,368 (1.94%)", "its head alone: 32,899,072", "trained on another base"),
         *("96 and 96 matrices, equal: True", "ended by themselves: 1.000", "switch off idle engines at Falcon Square"),
     ):
