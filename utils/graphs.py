@@ -6,7 +6,6 @@ import inspect
 
 import torch
 from torch.utils import _pytree
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from utils.checks import CourseError
 
@@ -14,7 +13,7 @@ MOST = 24  # shapes that are recorded; each takes a second
 
 
 @contextlib.contextmanager
-def replay(module, on=True, compiled=False):
+def replay(module, on=True):
     """Inside the `with` block, `module` (a model of transformers, or a part of one) trains by CUDA graphs.
 
     The first batch of a shape is recorded, forward and backward; later ones replay the record: one call from Python
@@ -22,8 +21,6 @@ def replay(module, on=True, compiled=False):
     those beyond the first MOST run as usual, and so do evaluation, generation, models with activation checkpointing,
     and everything where there is no GPU. No keys and values are kept (use_cache=False); a `module` that returns what is
     no tensor is refused with CourseError. The memory of the records stays reserved until the block ends.
-    compiled: what is recorded are layers that torch.compile has fused, once for all layers and lengths; that takes a
-    minute, and the results are the usual ones up to rounding.
     Source: CUDAGraph and torch.cuda.graph of torch.
     """
     if not (on and torch.cuda.is_available()) or getattr(module, "is_activation_checkpointing", False):
@@ -33,14 +30,6 @@ def replay(module, on=True, compiled=False):
     no_cache = {"use_cache": False} if "use_cache" in inspect.signature(usual).parameters else {}
     place = [torch.cuda.MemPool(), torch.cuda.Stream()]  # of all records: none is needed while another one runs
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    layers = [layer for layer in module.modules() if compiled and isinstance(layer, GradientCheckpointingLayer)]
-    for layer in layers:
-        layer.compile(dynamic=True)
-    fused = [layer._compiled_call_impl for layer in layers]
-
-    def use(calls):
-        for layer, call in zip(layers, calls, strict=True):
-            layer._compiled_call_impl = call
 
     @functools.wraps(usual)  # Trainer reads its signature
     def forward(*args, **kwargs):
@@ -52,23 +41,15 @@ def replay(module, on=True, compiled=False):
         if any(x.requires_grad for x in tensors) or (shape not in records and len(records) == MOST):
             return usual(*args, **kwargs)
         if shape not in records:
-            use(fused)
             with _stand_ins(module, trained) as parameters:
                 recorded = _record(usual, leaves, form, parameters, *place)
-            use([None] * len(layers))
             records[shape] = functools.partial(recorded, trained)
         return records[shape](tensors)
 
-    use([None] * len(layers))
-    if compiled:
-        module.enable_input_require_grads()  # else the first layer, whose input needs none, is compiled by itself
     module.forward, over = forward, False
     try:
         yield
     finally:
-        use([None] * len(layers))
-        if compiled:
-            module.disable_input_require_grads()
         over = True  # accelerate may have wrapped `forward` meanwhile, and goes on calling it
         if vars(module)["forward"] is forward:
             del module.forward
