@@ -328,7 +328,7 @@ def table(records):
     head = "| lesson | recipe | rows/s | real tokens/s | s a step | first steps, s | planned GiB | measured GiB |"
     lines = [head, "|---|---|---|---|---|---|---|---|"]
     for r in sorted(records, key=lambda r: (r["lesson"], r["arm"] == "course")):
-        planned = r.get("planned_later_bytes", r.get("planned_bytes"))
+        planned = r.get("planned_bytes")
         cells = [r["lesson"], r["arm"], f"{r['rows_per_second']:.1f}", f"{r['real_tokens_per_second']:,.0f}"]
         cells += [f"{r['step_seconds']:.2f}", f"{r['first_steps_seconds']:.0f}"]
         cells += [f"{planned / 2**30:.1f}" if planned else "", f"{r['peak_allocated_bytes'] / 2**30:.1f}"]
@@ -338,8 +338,7 @@ def table(records):
         pair = [arms.get((lesson, arm)) for arm in ("course", "reference")]
         if all(pair):
             ratio = pair[0]["real_tokens_per_second"] / pair[1]["real_tokens_per_second"]
-            how = pair[0].get("measured", "in one call")
-            found.append(f"lesson {lesson}: {ratio:.1f} times the reference's real tokens/s ({how})")
+            found.append(f"lesson {lesson}: {ratio:.1f} times the reference's real tokens/s")
     cards = ", ".join(sorted({r["device"] for r in records}))
     return "\n".join([*lines, "", "; ".join(found) + f". Card: {cards}."])
 

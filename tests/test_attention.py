@@ -41,7 +41,7 @@ def test_loss_and_gradients_are_those_of_sdpa(texts, checkpointing):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
 
-def test_it_generates_the_same_and_learns_from_one_forward_pass_to_the_next():
+def test_it_generates_the_same_and_keeps_nothing_from_one_forward_pass_to_the_next():
     batch, settings = batch_of(SHORT, LONG), dict(max_new_tokens=12, do_sample=False)
     usual, shared = load("sdpa").eval(), load(share_position_bias()).eval()
     assert torch.equal(usual.generate(**batch, **settings), shared.generate(**batch, **settings))

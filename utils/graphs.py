@@ -17,7 +17,8 @@ def replay(module, on=True):
     """Inside the `with` block, `module` (a model of transformers, or a part of one) trains by CUDA graphs.
 
     The first batch of a shape is recorded, forward and backward; later ones replay the record: one call from Python
-    instead of thousands, the same kernels, random numbers and results. So shapes should be few (`pad_to_multiple_of`);
+    instead of thousands, the same kernels and random numbers, but that a mask which hides nothing is not left out, as
+    transformers may do else. So shapes should be few (`pad_to_multiple_of`);
     those beyond the first MOST run as usual, and so do evaluation, generation, models with activation checkpointing,
     and everything where there is no GPU. No keys and values are kept (use_cache=False); a `module` that returns what is
     no tensor is refused with CourseError. The memory of the records stays reserved until the block ends.
@@ -26,7 +27,7 @@ def replay(module, on=True):
     if not (on and torch.cuda.is_available()) or getattr(module, "is_activation_checkpointing", False):
         yield
         return
-    usual, records, before = module.forward, {}, dict(vars(module))
+    usual, records, own = module.forward, {}, "forward" in vars(module)
     no_cache = {"use_cache": False} if "use_cache" in inspect.signature(usual).parameters else {}
     place = [torch.cuda.MemPool(), torch.cuda.Stream()]  # of all records: none is needed while another one runs
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
@@ -53,7 +54,7 @@ def replay(module, on=True):
         over = True  # accelerate may have wrapped `forward` meanwhile, and goes on calling it
         if vars(module)["forward"] is forward:
             del module.forward
-            vars(module).update({"forward": usual} if "forward" in before else {})
+            vars(module).update({"forward": usual} if own else {})
         records.clear()
         place.clear()
         torch.cuda.empty_cache()
