@@ -78,6 +78,22 @@ def test_an_error_leaves_the_model_as_it_was(recorded):
     assert "forward" not in vars(model)
 
 
+def test_layers_are_compiled_for_the_recording_only(recorded, monkeypatch):
+    model, seen = BertForSequenceClassification(CONFIG).train(), []
+    layers = model.bert.encoder.layer
+    record = graphs._record
+    monkeypatch.setattr(graphs, "_record", lambda *given: seen.extend(compiled(layers)) or record(*given))
+    with graphs.replay(model, compiled=True):
+        model(**batch())
+        assert compiled(layers) == [False, False]
+    assert seen == [True, True]
+    assert compiled(layers) == [False, False]
+
+
+def compiled(layers):
+    return [layer._compiled_call_impl is not None for layer in layers]
+
+
 def test_what_wrapped_it_meanwhile_stays_and_nothing_is_replayed_any_more(recorded):
     model = BertForSequenceClassification(CONFIG).train()
     with graphs.replay(model):
@@ -103,9 +119,9 @@ def test_off_without_gpu_or_with_checkpointing_nothing_is_recorded(recorded, mon
     assert not recorded
 
 
-def train(folder, on, accumulation=1, autocast=True, seed=1):
+def train(folder, on, accumulation=1, autocast=True, seed=1, compiled=False, **changes):
     torch.manual_seed(0)
-    model = BertForSequenceClassification(CONFIG).cuda()
+    model = BertForSequenceClassification(BertConfig(**CONFIG.to_dict() | changes)).cuda()
     rows = [{name: value[0] for name, value in batch(1, 8 + 8 * (i // 4 % 2)).items()} for i in range(48)]
     args = TrainingArguments(
         folder,
@@ -121,7 +137,7 @@ def train(folder, on, accumulation=1, autocast=True, seed=1):
     )
     trainer = Trainer(model, args, torch.utils.data.default_collate, train_dataset=rows)
     torch.manual_seed(seed)  # of dropout
-    with graphs.replay(model, on):
+    with graphs.replay(model, on, compiled):
         trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     return losses, [p.detach().cpu() for p in model.parameters()]
@@ -140,6 +156,15 @@ def test_a_replayed_training_is_the_usual_one_dropout_included(tmp_path, accumul
 @GPU
 def test_the_comparison_tells_another_training_from_it(tmp_path):
     assert train(tmp_path, False)[0] != train(tmp_path, False, seed=2)[0]
+
+
+@GPU
+def test_compiled_layers_train_the_same_up_to_rounding(tmp_path):
+    settings = dict(autocast=False, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    usual, compiled = train(tmp_path, False, **settings), train(tmp_path, True, compiled=True, **settings)
+    assert usual[0] == pytest.approx(compiled[0], abs=1e-4)
+    for one, other in zip(usual[1], compiled[1], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
 
 
 @GPU

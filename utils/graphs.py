@@ -3,17 +3,20 @@
 import contextlib
 import functools
 import inspect
+from unittest import mock
 
 import torch
 from torch.utils import _pytree
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.utils import import_utils
 
 from utils.checks import CourseError
 
-MOST = 24  # shapes that are recorded; each takes a second
+MOST = 32  # shapes that are recorded; each takes a second
 
 
 @contextlib.contextmanager
-def replay(module, on=True):
+def replay(module, on=True, compiled=False):
     """Inside the `with` block, `module` (a model of transformers, or a part of one) trains by CUDA graphs.
 
     The first batch of a shape is recorded, forward and backward; later ones replay the record: one call from Python
@@ -22,6 +25,8 @@ def replay(module, on=True):
     those beyond the first MOST run as usual, and so do evaluation, generation, models with activation checkpointing,
     and everything where there is no GPU. No keys and values are kept (use_cache=False); a `module` that returns what is
     no tensor is refused with CourseError. The memory of the records stays reserved until the block ends.
+    compiled: what is recorded are layers that torch.compile has fused, once for all layers and lengths; that takes a
+    minute, and the results are the usual ones up to rounding. All else runs without.
     Source: CUDAGraph and torch.cuda.graph of torch.
     """
     if not (on and torch.cuda.is_available()) or getattr(module, "is_activation_checkpointing", False):
@@ -29,8 +34,11 @@ def replay(module, on=True):
         return
     usual, records, own = module.forward, {}, "forward" in vars(module)
     no_cache = {"use_cache": False} if "use_cache" in inspect.signature(usual).parameters else {}
-    place = [torch.cuda.MemPool(), torch.cuda.Stream()]  # of all records: none is needed while another one runs
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    layers = [layer for layer in module.modules() if compiled and isinstance(layer, GradientCheckpointingLayer)]
+    fused = {layer: layer.compile(dynamic=True) or vars(layer).pop("_compiled_call_impl") for layer in layers}
+    # of all records, none of which is needed while another one runs
+    place = [torch.cuda.MemPool(), torch.cuda.Stream(), [torch.empty_like(parameter) for parameter in trained]]
 
     @functools.wraps(usual)  # Trainer reads its signature
     def forward(*args, **kwargs):
@@ -42,15 +50,19 @@ def replay(module, on=True):
         if any(x.requires_grad for x in tensors) or (shape not in records and len(records) == MOST):
             return usual(*args, **kwargs)
         if shape not in records:
-            with _stand_ins(module, trained) as parameters:
+            with _stand_ins(module, trained) as parameters, _compiled(fused):
                 recorded = _record(usual, leaves, form, parameters, *place)
             records[shape] = functools.partial(recorded, trained)
         return records[shape](tensors)
 
+    if compiled:
+        module.enable_input_require_grads()  # else the first layer, whose input needs none, is compiled by itself
     module.forward, over = forward, False
     try:
         yield
     finally:
+        if compiled:
+            module.disable_input_require_grads()
         over = True  # accelerate may have wrapped `forward` meanwhile, and goes on calling it
         if vars(module)["forward"] is forward:
             del module.forward
@@ -58,6 +70,18 @@ def replay(module, on=True):
         records.clear()
         place.clear()
         torch.cuda.empty_cache()
+
+
+@contextlib.contextmanager
+def _compiled(fused):
+    """Inside the block these layers, {layer: its compiled call}, are compiled; outside they are the usual ones."""
+    for layer, call in fused.items():
+        layer._compiled_call_impl = call
+    try:
+        yield
+    finally:
+        for layer in fused:
+            del layer._compiled_call_impl
 
 
 @contextlib.contextmanager
@@ -79,7 +103,7 @@ def _stand_ins(module, trained):
             own[name] = parameter
 
 
-def _record(usual, leaves, form, parameters, pool, stream):
+def _record(usual, leaves, form, parameters, pool, stream, gradients):
     """A function of the parameters and the tensors of a batch that replays usual(*args, **kwargs), recorded here."""
     inputs = [leaf.clone() for leaf in leaves if torch.is_tensor(leaf)]  # where a replay looks for its batch
 
@@ -92,13 +116,19 @@ def _record(usual, leaves, form, parameters, pool, stream):
         return found, [x for x in found if x.requires_grad], shape
 
     def derive(learning, seeds):
-        return torch.autograd.grad(learning, parameters, seeds, allow_unused=True)
+        """Writes the gradients to where those of all shapes lie; says of each parameter whether it has one."""
+        found = torch.autograd.grad(learning, parameters, seeds, allow_unused=True)
+        for place, gradient in zip(gradients, found, strict=True):
+            if gradient is not None:
+                place.copy_(gradient)
+        return [gradient is not None for gradient in found]
 
     half, forward, backward = torch.get_autocast_dtype("cuda"), torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
     with torch.autocast("cuda", half, torch.is_autocast_enabled("cuda"), cache_enabled=False):
         stream.wait_stream(torch.cuda.current_stream())
         here = torch.random.fork_rng([torch.cuda.current_device()])
-        with here, torch.cuda.stream(stream), torch.cuda.use_mem_pool(pool):
+        masks = mock.patch.object(import_utils, "is_cuda_stream_capturing", return_value=True)  # as when recorded
+        with here, masks, torch.cuda.stream(stream), torch.cuda.use_mem_pool(pool):
             _, learning, _ = run()  # once as usual: libraries choose and load their kernels
             derive(learning, [torch.zeros_like(x) for x in learning])
             del learning
@@ -107,7 +137,7 @@ def _record(usual, leaves, form, parameters, pool, stream):
             outputs, learning, shape = run()
         seeds = [torch.empty_like(x) for x in learning]
         with torch.cuda.graph(backward, pool=pool.id, stream=stream):
-            gradients = derive(learning, seeds)
+            has_one = derive(learning, seeds)
     learns = [x.requires_grad for x in outputs]
     outputs = [x.detach() for x in outputs]
     del learning
@@ -125,7 +155,7 @@ def _record(usual, leaves, form, parameters, pool, stream):
             for seed, gradient in zip(seeds, (x for x, yes in zip(given, learns, strict=True) if yes), strict=True):
                 seed.copy_(gradient)
             backward.replay()
-            return tuple(x if x is None else x.clone() for x in gradients)
+            return tuple(x.clone() if has else None for x, has in zip(gradients, has_one, strict=True))
 
     def replayed(trained, tensors):
         for kept, new in zip(inputs, tensors, strict=True):

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
-from utils.architectures import FAMILIES, HEADS, Net, gated
+from utils.architectures import FAMILIES, HEADS, Net, gated, opt
 from utils.checks import CourseError, closest
 from utils.tape import Buffer, Tape, Tensor, Weight
 
@@ -103,7 +103,7 @@ def plan(model, method="full", *, batch=8, length=512, **settings):
     optimizer: a name of TrainingArguments.optim. prepare: whether prepare_model_for_kbit_training is called.
     keep_in_fp32: modules that transformers does not quantize, and keeps in float32 unless dtype is bfloat16.
     liger: Liger's fused kernels for norms, rotary positions and the gated MLP; other families have none.
-    compiled: whether each layer is compiled: it keeps what it multiplies and computes the rest again (gated MLPs only).
+    compiled: whether each layer is compiled: it keeps what it multiplies and computes the rest again (decoders only).
     cast_inputs: whether PEFT casts what goes into an adapter to float32; not inside disable_input_dtype_casting.
     fused_head: TRL's loss in pieces, as SFTTrainer computes it, instead of all logits at once.
     eval_batch: rows of an evaluation batch. padded: whether rows differ in length. hopper: whether the card is one.
@@ -136,10 +136,8 @@ def plan(model, method="full", *, batch=8, length=512, **settings):
         if s[key] not in SIZES:
             raise CourseError(f"{key} {s[key]!r} is not known; write 'float32', 'bfloat16' or 'float16'.")
     s["liger"] = bool(s["liger"]) and FAMILIES.get(family) is gated
-    if s["compiled"] and FAMILIES.get(family) is not gated:
-        raise CourseError(
-            f"{name}: what compiled layers keep is known of Gemma-2 and its kin only; leave out compiled."
-        )
+    if s["compiled"] and FAMILIES.get(family) not in (gated, opt):
+        raise CourseError(f"{name}: what compiled layers keep is known of decoders only; leave out compiled.")
     s["lora"] = _lora(lora, family, s["num_labels"] if isinstance(lora, dict) else None)
     s["quantization"] = _quantization(quantization)
     if family == "bert":
