@@ -1,11 +1,11 @@
-"""The attention that shares T5's position bias: the same numbers, fewer bytes."""
+"""Attention with less memory and time: T5 with one bias for all layers, a decoder without a padding mask."""
 
 import pytest
 import torch
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, OPTConfig, OPTForCausalLM
 
 from utils import memory
-from utils.attention import share_position_bias
+from utils.attention import share_position_bias, without_mask
 from utils.environment import ROOT
 
 TINY = ROOT / "data" / "models" / "tiny-t5"
@@ -59,3 +59,19 @@ def test_each_layer_no_longer_keeps_its_own():
     one = rows * usual.config.num_heads * queries * queries * 4
     saved = memory.saved_bytes(usual, batch) - memory.saved_bytes(shared, batch)
     assert saved >= one * (usual.config.num_layers - 1)
+
+
+@pytest.mark.parametrize(("side", "moves"), [("right", False), ("left", True)])
+def test_padding_on_the_right_needs_no_mask_and_on_the_left_it_does(side, moves):
+    torch.manual_seed(0)
+    config = OPTConfig(vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, ffn_dim=64)
+    model = OPTForCausalLM(config).eval()
+    ids, mask = torch.randint(5, 50, (2, 12)), torch.ones(2, 12, dtype=torch.long)
+    hidden = {"right": slice(8, None), "left": slice(None, 4)}[side]
+    mask[0, hidden], ids[0, hidden] = 0, config.pad_token_id
+    real, inputs = mask.bool(), dict(input_ids=ids, attention_mask=mask)
+    usual = model(**inputs).logits[real]
+    with without_mask(model.model.decoder):
+        found = model(**inputs).logits[real]
+    assert torch.allclose(usual, found, atol=1e-6) is not moves
+    assert torch.equal(model(**inputs).logits[real], usual), "behind the block the mask counts again"

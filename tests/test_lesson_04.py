@@ -125,6 +125,9 @@ def test_the_notebook_shows_what_it_says(sft):
         *("pad token </s>   -> 0 of 2", "adapter as TRL left it: {torch.bfloat16}", "reloaded: the same"),
     ):
         assert words in printed, words
+    places, gap = re.search(r"without a mask for (\d+) places of padding, .* move by (\S+)", printed).groups()
+    assert int(places) > 0
+    assert float(gap) < 1e-6
     views = [o.data for cell in code for o in cell.outputs if "in the loss" in str(o.get("data", {}).get("text/html"))]
     assert "[</s>]" in views[0]["text/plain"]
     assert "background" in views[0]["text/html"]
