@@ -20,13 +20,12 @@ def replay(module, on=True, compiled=False):
     """Inside the `with` block, `module` (a model of transformers, or a part of one) trains by CUDA graphs.
 
     The first batch of a shape is recorded, forward and backward; later ones replay the record: one call from Python
-    instead of thousands, the same kernels and random numbers, but that a mask which hides nothing is not left out, as
-    transformers may do else. So shapes should be few (`pad_to_multiple_of`);
-    those beyond the first MOST run as usual, and so do evaluation, generation, models with activation checkpointing,
-    and everything where there is no GPU. No keys and values are kept (use_cache=False); a `module` that returns what is
-    no tensor is refused with CourseError. The memory of the records stays reserved until the block ends.
-    compiled: what is recorded are layers that torch.compile has fused, once for all layers and lengths; that takes a
-    minute, and the results are the usual ones up to rounding. All else runs without.
+    instead of thousands, with the same kernels and random numbers (but a mask is made even if it hides nothing). So
+    shapes should be few (`pad_to_multiple_of`). Those beyond the first MOST run as usual, and so do evaluation,
+    generation, models with activation checkpointing, and everything where there is no GPU. Keys and values are not kept
+    (use_cache=False); a `module` that returns what is no tensor is refused with CourseError. The memory of the records
+    stays reserved until the block ends. With `compiled`, layers are recorded as torch.compile fuses them, once for all
+    lengths: that takes a minute, and the results are the usual ones up to rounding.
     Source: CUDAGraph and torch.cuda.graph of torch.
     """
     if not (on and torch.cuda.is_available()) or getattr(module, "is_activation_checkpointing", False):
