@@ -434,7 +434,7 @@ def prepare(args, folder):
     card = find_card(run, args.gpu_memory * 1e9)
     planned = plan_of(path, run, rows)
     counts = {model_id: parameters(shape) for model_id, shape in shapes.items()}
-    disk, free = disk_need(counts), shutil.disk_usage(folder).free
+    disk, free = disk_need(path, counts, planned), shutil.disk_usage(folder).free
 
     place = f"{card['name']}, {card['total'] / memory.GIB:.0f} GiB" if card else ("a GPU", "the CPU")[args.cpu]
     cap = f", as if it had {args.gpu_memory:g} GB" if args.gpu_memory else ""
@@ -486,10 +486,13 @@ def find_card(run, limit):
     return {"name": torch.cuda.get_device_name(), "total": total, "others": others, "has": has}
 
 
-def disk_need(counts):
-    """Bytes: the weights, what a lesson writes of them (checkpoints with two moments, copies in float32), and room."""
-    largest = max(counts.values())
-    return sum(2 * count for count in counts.values()) + min(40 * largest, 4 * largest + int(12e9)) + int(1e9)
+def disk_need(path, counts, planned):
+    """Bytes: the weights; what learns, with its optimizer, as checkpoints and saved; a copy of the largest model in
+    float32 wherever the notebook saves a whole one; and room."""
+    source = "\n".join(cell["source"] for cell in code_cells(path))
+    whole = len(re.findall(r"(?<!tokenizer)\.save_pretrained\(", source))
+    learns = (planned["adapters"] or planned["weights"]) + planned["optimizer states"]
+    return int(2 * sum(counts.values()) + 4 * learns + 4 * whole * max(counts.values()) + 3e9)
 
 
 def refuse_what_does_not_fit(args, card, planned, disk, free):

@@ -230,6 +230,19 @@ def test_what_does_not_fit_is_refused(card, needs, given, free, parts):
         assert all(part in message for part in parts), message
 
 
+def test_the_disk_holds_weights_checkpoints_and_whole_models(tmp_path):
+    path, planned = tmp_path / "04.ipynb", {"weights": 2e9, "adapters": 1e8, "optimizer states": 2e8}
+
+    def need(*lines, **changes):
+        cell = {"cell_type": "code", "source": list(lines), "metadata": {}}
+        path.write_text(json.dumps({"cells": [cell]}))
+        return rehearse.disk_need(path, {"a/b": 10**9, "c/d": 10**8}, planned | changes) - 2 * (10**9 + 10**8)
+
+    assert need("trainer.save_model(folder)", "tokenizer.save_pretrained(folder)") == 4 * 3e8 + 3e9
+    assert need("merged.save_pretrained(folder)") == 4 * 3e8 + 4e9 + 3e9
+    assert need("", adapters=0) == 4 * 2.2e9 + 3e9, "all weights learn"
+
+
 # ---- hours
 
 
