@@ -35,7 +35,6 @@ from utils import memory  # noqa: E402  (nothing is installed where there is no 
 from utils.checks import CourseError  # noqa: E402
 
 MODELS = ROOT / "data" / "models"
-REVISION = "0" * 40  # the name of a snapshot in the hub's cache: 40 hexadecimal digits
 KINDS = {  # model_type: tokenizer, class and data type of the real checkpoint
     "bert": ("tiny-bert", "AutoModelForPreTraining", "float32"),
     "t5": ("tiny-t5", "AutoModelForSeq2SeqLM", "float32"),
@@ -144,11 +143,14 @@ def plan_of(path, run, rows):
 
 def snapshot(hub, model_id):
     """The folder of a model in a hub cache, made as huggingface_hub makes it."""
+    from utils.guard import REVISIONS  # not above: it imports torch
+
+    revision = REVISIONS.get(model_id, "0" * 40)
     folder = hub / f"models--{model_id.replace('/', '--')}"
     (folder / "refs").mkdir(parents=True, exist_ok=True)
-    (folder / "refs" / "main").write_text(REVISION, encoding="utf-8")
-    (folder / "snapshots" / REVISION).mkdir(parents=True, exist_ok=True)
-    return folder / "snapshots" / REVISION
+    (folder / "refs" / "main").write_text(revision, encoding="utf-8")
+    (folder / "snapshots" / revision).mkdir(parents=True, exist_ok=True)
+    return folder / "snapshots" / revision
 
 
 def write_tokenizer(shape, folder):

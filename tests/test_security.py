@@ -1,8 +1,10 @@
 """Models and adapters bring numbers, never code; what does not fit a model is refused before its weights are loaded."""
 
+import hashlib
 import json
 import os
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -84,6 +86,46 @@ def test_a_tokenizer_of_another_model_is_refused(model):
     assert f"the number {max(vocabulary.values())}, but the model has {max(vocabulary.values())} tokens" in message
     (model / "config.json").write_text(json.dumps(config | {"vocab_size": max(vocabulary.values()) + 1}))
     guard.check_model(str(model))
+
+
+@pytest.fixture
+def cached(model, tmp_path, monkeypatch):
+    """A model as the hub's cache holds it: the folder of its revision, and its weights under the name of their hash."""
+    name = "google-bert/bert-base-uncased"
+    folder = tmp_path / "hub" / f"models--{name.replace('/', '--')}"
+    snapshot = folder / "snapshots" / guard.REVISIONS[name]
+    shutil.copytree(model, snapshot)
+    for place, text in (("blobs", None), ("refs", guard.REVISIONS[name])):
+        (folder / place).mkdir()
+        text and (folder / place / "main").write_text(text)
+    weights = snapshot / "model.safetensors"
+    blob = folder / "blobs" / hashlib.sha256(weights.read_bytes()).hexdigest()
+    weights.rename(blob)
+    weights.symlink_to(blob)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    return SimpleNamespace(name=name, folder=folder, blob=blob)
+
+
+def test_a_whole_cache_is_taken_in_silence_and_a_damaged_file_refused_before_it_is_loaded(cached, capsys):
+    guard.check_model(cached.name)
+    assert capsys.readouterr().out == ""
+    damaged = bytearray(cached.blob.read_bytes())
+    damaged[-1] ^= 1
+    cached.blob.write_bytes(damaged)
+    message = refusal(guard.check_model, cached.name)
+    assert message.startswith(f"{cached.name}: model.safetensors in the cache is damaged; delete {cached.blob} and run")
+
+
+def test_another_revision_of_a_known_model_is_named_with_the_way_back(cached, capsys):
+    other = "1" * 40
+    known = guard.REVISIONS[cached.name]
+    (cached.folder / "snapshots" / known).rename(cached.folder / "snapshots" / other)
+    (cached.folder / "refs" / "main").write_text(other)
+    guard.check_model(cached.name)
+    printed = capsys.readouterr().out
+    assert f"the hub has revision {other}, the course was written for {known}" in printed
+    assert f"hf download {cached.name} --revision {known}" in printed
 
 
 def test_a_model_that_is_not_here_is_a_sentence_at_once(monkeypatch, tmp_path):

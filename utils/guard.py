@@ -1,15 +1,26 @@
 """Guards a run: against a loss that is no number, memory that runs out, and a model that is no mere numbers."""
 
+import hashlib
 import math
+import re
 from pathlib import Path
 
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+from huggingface_hub import try_to_load_from_cache
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, Trainer, TrainerCallback
 
 from utils import checkpoints
 from utils.checks import CourseError
 from utils.memory import GIB
+
+REVISIONS = {  # for which the course was written; none is known of the copy in 4 bits that lesson 05 takes on Colab
+    "google-bert/bert-base-uncased": "86b5e0934494bd15c9632b12f734a8a67f723594",
+    "google-bert/bert-large-uncased": "6da4b6a26a1877e173fca3225479512db81a5e5b",
+    "google-t5/t5-3b": "bed96aab9ee46012a5046386105ee5fd0ac572f0",
+    "facebook/opt-1.3b": "3f5c25d0bc631cb57ac65913f76e22c2dfb61d62",
+    "google/gemma-2-9b-it": "11c9b309abf73637e4b6f9a3fa1e92e615547819",
+}
 
 
 class StopOnNaN(TrainerCallback):
@@ -169,7 +180,8 @@ def check_model(model_id):
     """Checks a model, a folder or a hub id, before its weights are loaded.
 
     Raises CourseError if it is neither here nor in the cache while the hub cannot be asked; if a folder's weights are
-    not safetensors; if it brings code of its own; or if its tokenizer has ids beyond the model's embeddings.
+    not safetensors; if a file in the cache is damaged; if it brings code of its own; or if its tokenizer has ids beyond
+    the model's embeddings. Says so if the hub has another revision than the course was written for.
     """
     if Path(model_id).is_dir():
         checkpoints.safe_weights(model_id)
@@ -184,8 +196,28 @@ def check_model(model_id):
     except (OSError, ValueError) as error:
         remedy = "correct model_id, go online, accept the model's terms on its page at the hub, or use PROFILE = 'tiny'"
         raise CourseError(f"{model_id}: {' '.join(str(error).split())[:200]} …; {remedy}.") from None
+    if not Path(model_id).is_dir():
+        _check_cache(model_id)
     vocabulary = tokenizer.get_vocab()
     token = max(vocabulary, key=vocabulary.get)
     if vocabulary[token] >= config.vocab_size:
         fault = f"its tokenizer gives {token!r} the number {vocabulary[token]}, but the model has {config.vocab_size}"
         raise CourseError(f"{model_id}: {fault} tokens; use the tokenizer that the model was trained with.")
+
+
+def _check_cache(model_id):
+    """Compares the revision in the hub's cache with REVISIONS, and large files with their names: those are hashes."""
+    config = try_to_load_from_cache(model_id, "config.json")
+    if not isinstance(config, str):
+        return
+    folder, known = Path(config).parent, REVISIONS.get(model_id)
+    if known not in (None, folder.name):
+        print(f"{model_id}: the hub has revision {folder.name}, the course was written for {known}; scores may differ.")
+        print(f"To go back: hf download {model_id} --revision {known} --local-dir FOLDER, and FOLDER as model_id.")
+    for file in sorted(folder.iterdir()):
+        blob = file.resolve()
+        if re.fullmatch("[0-9a-f]{64}", blob.name):  # what git-lfs holds, named by its SHA-256
+            with blob.open("rb") as stream:
+                if hashlib.file_digest(stream, "sha256").hexdigest() != blob.name:
+                    remedy = f"delete {blob} and run again, and it is fetched anew"
+                    raise CourseError(f"{model_id}: {file.name} in the cache is damaged; {remedy}.")
