@@ -13,7 +13,6 @@ import csv
 import itertools
 import json
 import os
-import re
 import shutil
 import statistics
 import subprocess
@@ -24,6 +23,8 @@ from types import SimpleNamespace
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)]
 import rehearse  # noqa: E402
+
+from utils import results  # noqa: E402
 
 LATER = "evaluation and checkpoints left out, reports to nobody, renamed arguments of transformers renamed"
 CHANGED = {
@@ -346,10 +347,7 @@ def table(records):
 def write_table():
     """Puts the table of the receipts between its marks in README."""
     records = [json.loads(path.read_text("utf-8")) for path in sorted(RECEIPTS.glob("*.json"))]
-    readme = rehearse.ROOT / "README.md"
-    page = readme.read_text("utf-8")
-    page = re.sub(r"(bench:begin.*?-->\n).*?(<!-- bench:end)", rf"\1{table(records)}\n\2", page, flags=re.DOTALL)
-    readme.write_text(page, encoding="utf-8")
+    results.put_into_readme("bench", table(records))
 
 
 def in_child(args, folder):

@@ -1,11 +1,12 @@
 """Put the methods of a run of lesson 02 into README's table: python benchmarks/compare_methods.py RESULTS.json"""
 
 import json
-import re
 import shutil
 import statistics
 import sys
 from pathlib import Path
+
+from utils.results import put_into_readme
 
 ROOT = Path(__file__).resolve().parents[1]
 RECEIPT = ROOT / "benchmarks" / "receipts" / "methods_tiny.json"
@@ -32,9 +33,7 @@ def main():
     if Path(sys.argv[1]).resolve() != RECEIPT:
         shutil.copyfile(sys.argv[1], RECEIPT)
     record = json.loads(RECEIPT.read_text(encoding="utf-8"))
-    page = (ROOT / "README.md").read_text(encoding="utf-8")
-    page = re.sub(r"(methods:begin.*?-->\n).*?(<!-- methods:end)", rf"\1{table(record)}\n\2", page, flags=re.DOTALL)
-    (ROOT / "README.md").write_text(page, encoding="utf-8")
+    put_into_readme("methods", table(record))
 
 
 if __name__ == "__main__":

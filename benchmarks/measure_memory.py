@@ -20,7 +20,7 @@ import time
 from datetime import date
 from pathlib import Path
 
-from utils import environment, memory
+from utils import environment, memory, results
 
 BERT, LARGE, T5 = "google-bert/bert-base-uncased", "google-bert/bert-large-uncased", "google-t5/t5-3b"
 OPT, GEMMA = "facebook/opt-1.3b", "google/gemma-2-9b-it"
@@ -308,10 +308,7 @@ def table(record):
 
 def write(record, out):
     out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    readme = environment.ROOT / "README.md"
-    page = readme.read_text(encoding="utf-8")
-    page = re.sub(r"(memory:begin.*?-->\n).*?(<!-- memory:end)", rf"\1{table(record)}\n\2", page, flags=re.DOTALL)
-    readme.write_text(page, encoding="utf-8")
+    results.put_into_readme("memory", table(record))
 
 
 def main():

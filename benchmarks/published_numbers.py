@@ -6,12 +6,13 @@ Models are built from their configurations on the meta device, which knows shape
 """
 
 import json
-import re
 from pathlib import Path
 
 import torch
 import transformers
 from peft import LoraConfig, get_peft_model
+
+from utils.results import put_into_readme
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -143,9 +144,7 @@ def table():
 
 
 def main():
-    page = (ROOT / "README.md").read_text(encoding="utf-8")
-    found = re.sub(r"(published:begin.*?-->\n).*?(<!-- published:end)", rf"\1{table()}\n\2", page, flags=re.DOTALL)
-    (ROOT / "README.md").write_text(found, encoding="utf-8")
+    put_into_readme("published", table())
 
 
 if __name__ == "__main__":

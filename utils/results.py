@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 
 from utils import environment, memory
@@ -35,6 +36,13 @@ def benchmarks(lesson):
         found[r["arm"]] = {"rows/s": r["rows_per_second"], "real tokens/s": r["real_tokens_per_second"]}
         found[r["arm"]] |= {"ms a step": 1000 * r["step_seconds"], "peak GiB": r["peak_allocated_bytes"] / memory.GIB}
     return dict(sorted(found.items(), key=lambda pair: pair[1]["real tokens/s"]))
+
+
+def put_into_readme(mark, table):
+    """Puts a table between the comments `<!-- mark:begin … -->` and `<!-- mark:end … -->` of README.md."""
+    path = environment.ROOT / "README.md"
+    between = re.compile(rf"({mark}:begin.*?-->\n).*?(<!-- {mark}:end)", re.DOTALL)
+    path.write_text(between.sub(lambda found: f"{found[1]}{table}\n{found[2]}", path.read_text("utf-8")), "utf-8")
 
 
 def write(folder, **values):

@@ -13,6 +13,8 @@ import tempfile
 from datetime import date
 from pathlib import Path
 
+from utils.results import put_into_readme
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 
@@ -70,10 +72,7 @@ def main():
         for path in sorted(out.glob("*/*/*.ipynb")):
             render(path, out, HERE)
         if "--nb" not in " ".join(sys.argv):  # all lessons ran
-            page = (ROOT / "README.md").read_text(encoding="utf-8")
-            table = results_table(sorted(out.glob("*/*/*.ipynb")))
-            page = re.sub(r"(results:begin.*?-->\n).*?(<!-- results:end)", rf"\1{table}\n\2", page, flags=re.DOTALL)
-            (ROOT / "README.md").write_text(page, encoding="utf-8")
+            put_into_readme("results", results_table(sorted(out.glob("*/*/*.ipynb"))))
         shutil.rmtree(out)
     return runner.returncode
 
