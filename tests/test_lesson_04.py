@@ -56,7 +56,7 @@ def rows(tmp_path_factory):
     return [{"before": t[:-1], "answer": t[-1], "group": s} for t, s in zip(turns, found["source"][:], strict=True)]
 
 
-def trained(rows, steps):
+def trained(rows, steps, folder):
     """A model fine-tuned as in the lesson on tokenized rows, for a few steps."""
     set_seed(0)
     nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
@@ -68,7 +68,7 @@ def trained(rows, steps):
     config |= dict(use_cpu=True, activation_checkpointing=False, report_to=[], save_strategy="no", disable_tqdm=True)
     data = Dataset.from_list(rows)
     tokenizer = AutoTokenizer.from_pretrained(TINY)
-    trainer = SFTTrainer(model, SFTConfig(**config), train_dataset=data, processing_class=tokenizer)
+    trainer = SFTTrainer(model, SFTConfig(folder, **config), train_dataset=data, processing_class=tokenizer)
     trainer.remove_callback(PrinterCallback)
     trainer.train()
     return model
@@ -155,7 +155,7 @@ def test_only_the_answer_and_its_end_are_in_the_loss_as_with_the_columns_of_trl(
     assert whole[0]["labels"] != ours[0]["labels"], "the control: a plain text column counts the question as well"
 
 
-def test_the_output_wrapper_of_the_reference_stops_the_trainer_of_today(lesson_04, rows):
+def test_the_output_wrapper_of_the_reference_stops_the_trainer_of_today(lesson_04, rows, tmp_path):
     encoded = [{name: lesson_04["tokenize"](row)[name] for name in ("input_ids", "labels")} for row in rows[:32]]
 
     class CastOutputToFloat(torch.nn.Sequential):
@@ -164,16 +164,20 @@ def test_the_output_wrapper_of_the_reference_stops_the_trainer_of_today(lesson_0
 
     model = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32)
     model.lm_head = CastOutputToFloat(model.lm_head)
-    args = SFTConfig(use_cpu=True, bf16=False, max_steps=1, report_to=[], save_strategy="no", disable_tqdm=True)
+    args = SFTConfig(
+        tmp_path, use_cpu=True, bf16=False, max_steps=1, report_to=[], save_strategy="no", disable_tqdm=True
+    )
     trainer = SFTTrainer(model, args, train_dataset=Dataset.from_list(encoded), processing_class=lesson_04["tokenizer"])
     with pytest.raises(AttributeError, match="has no attribute 'weight'"):
         trainer.train()
 
 
-def test_the_guard_sees_the_loss_that_trl_computes_by_itself(lesson_04, rows):
+def test_the_guard_sees_the_loss_that_trl_computes_by_itself(lesson_04, rows, tmp_path):
     encoded = [{name: lesson_04["tokenize"](row)[name] for name in ("input_ids", "labels")} for row in rows[:32]]
     model = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32)
-    args = SFTConfig(use_cpu=True, bf16=False, max_steps=2, report_to=[], save_strategy="no", disable_tqdm=True)
+    args = SFTConfig(
+        tmp_path, use_cpu=True, bf16=False, max_steps=2, report_to=[], save_strategy="no", disable_tqdm=True
+    )
     settings = dict(train_dataset=Dataset.from_list(encoded), processing_class=lesson_04["tokenizer"])
     SFTTrainer(model, args, **settings, callbacks=[guard.StopOnNaN()]).train()  # the control: all is well
     with torch.no_grad():
@@ -199,7 +203,7 @@ def test_earlier_turns_stand_in_the_prompt(lesson_04):
     assert lesson_04["tokenizer"].decode(in_loss(encoded)) == " d.</s>"
 
 
-def test_without_the_end_token_in_the_loss_it_does_not_stop(lesson_04, rows):
+def test_without_the_end_token_in_the_loss_it_does_not_stop(lesson_04, rows, tmp_path):
     encoded = [lesson_04["tokenize"](row) for row in rows]
     encoded = [{"input_ids": row["input_ids"], "labels": row["labels"]} for row in encoded]
     endless = copy.deepcopy(encoded)
@@ -208,7 +212,7 @@ def test_without_the_end_token_in_the_loss_it_does_not_stop(lesson_04, rows):
     prompts = [lesson_04["prompt_of"](row["before"]) for row in rows[:64]]
     ended = {}
     for name, data in {"with": encoded, "without": endless}.items():
-        answers, stopped = lesson_04["answer_all"](trained(data, 40), prompts)
+        answers, stopped = lesson_04["answer_all"](trained(data, 40, tmp_path), prompts)
         ended[name] = np.mean(stopped)
     assert ended["with"] >= 0.95, ended
     assert ended["without"] <= 0.30, ended
