@@ -27,7 +27,7 @@ test: $(READY) ## lint, then every test, the notebooks included
 	$(RUN) ruff format --check .
 	$(RUN) pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-test-slow: $(READY) ## what `make test` leaves out: kills at random steps, three seeds, the solutions in full
+test-slow: $(READY) ## what `make test` leaves out: kills at random steps, three seeds, the solutions in full, protections
 	$(RUN) pytest -n 2 -m slow
 
 lab: $(READY) ## open JupyterLab on notebooks/

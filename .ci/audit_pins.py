@@ -41,7 +41,8 @@ def main():
     unknown = [pin for pin, ids in found.items() if ids is None]
     faults = {pin: ids for pin, ids in found.items() if ids}
     print(f"{date.today()}: {len(found) - len(unknown)} of {len(found)} pins audited, {len(faults)} with an advisory")
-    print(*(f"{pin}: {', '.join(ids)}" for pin, ids in faults.items()), sep="\n")
+    for pin, ids in faults.items():
+        print(f"{pin}: {', '.join(ids)}")
     print("not audited:", ", ".join(unknown) or "none")
     return bool(faults)
 
