@@ -12,7 +12,7 @@ export NB PROFILE OVERRIDES OUT SEED GPU_MEMORY
 LESSONS := --profile="$$PROFILE" $(if $(NB),--nb="$$NB")
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slow lab render rehearse bench bench-table assets lock hashes clean
+.PHONY: help run test test-slow lab render rehearse bench bench-table newest assets lock hashes clean
 
 help:
 	@echo 'Usage: make TARGET [NAME=value ...]'
@@ -45,6 +45,11 @@ bench: $(READY) ## on a GPU: a lesson's training against its published recipe, r
 
 bench-table: $(READY) ## write README's table of these benchmarks from their receipts
 	@$(VENV)/bin/python benchmarks/bench.py --table
+
+newest: $(READY) ## check the notebooks' calls against the newest releases of the Hugging Face libraries; network
+	@set -e; folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
+	$(RUN) pip install -q --no-deps --target "$$folder" accelerate bitsandbytes datasets huggingface_hub peft tokenizers \
+	transformers trl; ls "$$folder" | grep dist-info; PYTHONPATH="$$folder" $(RUN) pytest -q tests/test_notebooks.py -k drift
 
 assets: $(READY) ## rebuild the data and the tiny models from their seeds
 	$(VENV)/bin/python data/build_datasets.py

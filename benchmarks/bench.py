@@ -4,8 +4,9 @@ make bench NB=05    the arms of one lesson, into benchmarks/receipts/bench, and 
 make bench-table    the table alone, from the receipts
 
 Each arm has a process of its own. `course` is the notebook, profile full, up to its training; `reference` is the
-published recipe, with the changes of CHANGED and no others, so that it runs on today's libraries. Speed and memory are
-real; what the models say is not. Results: a JSON file for each arm, in place of an older one.
+published recipe, with the changes of CHANGED and no others, so that it runs on today's libraries; `peer` is what one
+would otherwise write today (PEERS). Speed and memory are real; what the models say is not. Results: a JSON file for
+each arm, in place of an older one. An arm that is named more than once runs as often, and its medians count.
 """
 
 import argparse
@@ -74,20 +75,21 @@ def padded_to_512(model_id, rows):
 
 
 def reference_01(rows, folder):
-    from transformers import BertForSequenceClassification, TrainingArguments
+    from transformers import BertForSequenceClassification, Trainer, TrainingArguments
 
     model_id = "google-bert/bert-base-uncased"
     model = BertForSequenceClassification.from_pretrained(model_id, num_labels=5)
     args = TrainingArguments(
         output_dir=folder, per_device_train_batch_size=8, learning_rate=3e-5, optim="adamw_torch", **COMMON
     )
-    return model, args, *padded_to_512(model_id, rows)
+    found, collator = padded_to_512(model_id, rows)
+    return Trainer(model, args, collator, train_dataset=found)
 
 
 def reference_02(rows, folder):
     import torch
     from peft import LoraConfig, TaskType, get_peft_model, prepare_model_for_kbit_training
-    from transformers import AutoModelForSequenceClassification, BitsAndBytesConfig, TrainingArguments
+    from transformers import AutoModelForSequenceClassification, BitsAndBytesConfig, Trainer, TrainingArguments
 
     model_id = "google-bert/bert-large-uncased"
     nf4 = BitsAndBytesConfig(**NF4, bnb_4bit_compute_dtype=torch.bfloat16, llm_int8_skip_modules=["classifier"])
@@ -105,7 +107,14 @@ def reference_02(rows, folder):
         optim="paged_adamw_8bit",
         **COMMON,
     )
-    return get_peft_model(model, lora), args, *padded_to_512(model_id, rows)
+    found, collator = padded_to_512(model_id, rows)
+    return Trainer(get_peft_model(model, lora), args, collator, train_dataset=found)
+
+
+def encoded_bills(tokenizer, rows):
+    texts = tokenizer(["summarize: " + row["text"] for row in rows], max_length=1024, truncation=True)["input_ids"]
+    labels = tokenizer(text_target=[row["summary"] for row in rows], max_length=128, truncation=True)["input_ids"]
+    return [{"input_ids": ids, "labels": answer} for ids, answer in zip(texts, labels, strict=True)]
 
 
 def reference_03(rows, folder):
@@ -116,6 +125,7 @@ def reference_03(rows, folder):
         AutoTokenizer,
         BitsAndBytesConfig,
         DataCollatorForSeq2Seq,
+        Seq2SeqTrainer,
         Seq2SeqTrainingArguments,
     )
 
@@ -138,16 +148,18 @@ def reference_03(rows, folder):
         **COMMON,
     )
     tokenizer = AutoTokenizer.from_pretrained(model_id)
-    texts = tokenizer(["summarize: " + row["text"] for row in rows], max_length=1024, truncation=True)["input_ids"]
-    labels = tokenizer(text_target=[row["summary"] for row in rows], max_length=128, truncation=True)["input_ids"]
-    found = [{"input_ids": ids, "labels": answer} for ids, answer in zip(texts, labels, strict=True)]
-    return model, args, found, DataCollatorForSeq2Seq(tokenizer=tokenizer, model=model)
+    collator = DataCollatorForSeq2Seq(tokenizer=tokenizer, model=model)
+    return Seq2SeqTrainer(model, args, collator, train_dataset=encoded_bills(tokenizer, rows))
+
+
+def talks(rows):
+    return [f"Question: {row['conversations'][0]}\n\nAnswer: {row['conversations'][1]}" for row in rows]
 
 
 def reference_04(rows, folder):
     import torch
     from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainingArguments, default_data_collator
+    from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments, default_data_collator
 
     model_id = "facebook/opt-1.3b"
     model = AutoModelForCausalLM.from_pretrained(model_id, dtype=torch.bfloat16)
@@ -175,12 +187,19 @@ def reference_04(rows, folder):
         **COMMON,
     )
     tokenizer = AutoTokenizer.from_pretrained(model_id)
-    texts = [f"Question: {row['conversations'][0]}\n\nAnswer: {row['conversations'][1]}" for row in rows]
-    ids = [[*some, tokenizer.eos_token_id] for some in tokenizer(texts)["input_ids"]]
+    ids = [[*some, tokenizer.eos_token_id] for some in tokenizer(talks(rows))["input_ids"]]
     stream = list(itertools.chain(*ids))
     blocks = [stream[at : at + 1024] for at in range(0, len(stream) - 1023, 1024)]
     found = [{"input_ids": block, "labels": block, "attention_mask": [1] * 1024} for block in blocks]
-    return get_peft_model(model, lora), args, found, default_data_collator
+    return Trainer(get_peft_model(model, lora), args, default_data_collator, train_dataset=found)
+
+
+def encoded_comparisons(tokenizer, rows):
+    names = {"<prompt>: ": "prompt", "\n\n<response_a>: ": "response_a", "\n\n<response_b>: ": "response_b"}
+    texts = ["".join(start + " ".join(json.loads(row[name])) for start, name in names.items()) for row in rows]
+    encoded = tokenizer(texts, max_length=1024, truncation=True)["input_ids"]
+    labels = [[int(row[name]) for name in rehearse.WINNERS].index(1) for row in rows]
+    return [{"input_ids": ids, "labels": label} for ids, label in zip(encoded, labels, strict=True)]
 
 
 def reference_05(rows, folder):
@@ -191,6 +210,7 @@ def reference_05(rows, folder):
         BitsAndBytesConfig,
         DataCollatorWithPadding,
         Gemma2ForSequenceClassification,
+        Trainer,
         TrainingArguments,
     )
 
@@ -218,12 +238,118 @@ def reference_05(rows, folder):
         warmup_steps=20,
         **COMMON,
     )
-    names = {"<prompt>: ": "prompt", "\n\n<response_a>: ": "response_a", "\n\n<response_b>: ": "response_b"}
-    texts = ["".join(start + " ".join(json.loads(row[name])) for start, name in names.items()) for row in rows]
-    encoded = tokenizer(texts, max_length=1024, truncation=True)["input_ids"]
-    labels = [[int(row[name]) for name in rehearse.WINNERS].index(1) for row in rows]
-    found = [{"input_ids": ids, "labels": label} for ids, label in zip(encoded, labels, strict=True)]
-    return get_peft_model(model, lora), args, found, DataCollatorWithPadding(tokenizer)
+    collator = DataCollatorWithPadding(tokenizer)
+    return Trainer(get_peft_model(model, lora), args, collator, train_dataset=encoded_comparisons(tokenizer, rows))
+
+
+def compiled_bert(model, rows, folder, model_id, **changes):
+    """A Trainer for 64 short rows a step, all padded to one length, so that there is one compilation."""
+    from transformers import AutoTokenizer, DataCollatorWithPadding, Trainer, TrainingArguments
+
+    tokenizer, names = AutoTokenizer.from_pretrained(model_id), sorted({row["label"] for row in rows})
+    encoded = tokenizer([row["text"] for row in rows], truncation=True)["input_ids"]
+    pairs = zip(encoded, rows, strict=True)
+    found = [{"input_ids": ids, "labels": names.index(row["label"])} for ids, row in pairs]
+    collator = DataCollatorWithPadding(tokenizer, pad_to_multiple_of=32)
+    speed = dict(bf16=True, optim="adamw_torch_fused", torch_compile=True, per_device_train_batch_size=64)
+    args = TrainingArguments(output_dir=folder, dataloader_drop_last=True, **speed, **changes, **COMMON)
+    return Trainer(model, args, collator, train_dataset=found)
+
+
+def peer_01(rows, folder):
+    from transformers import BertForSequenceClassification
+
+    model_id = "google-bert/bert-base-uncased"
+    model = BertForSequenceClassification.from_pretrained(model_id, num_labels=5)
+    return compiled_bert(model, rows, folder, model_id, learning_rate=8.5e-5)
+
+
+def peer_02(rows, folder):
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForSequenceClassification
+
+    model_id = "google-bert/bert-large-uncased"
+    model = AutoModelForSequenceClassification.from_pretrained(model_id, num_labels=5, dtype=torch.bfloat16)
+    lora = LoraConfig(task_type="SEQ_CLS", r=12, lora_alpha=32, lora_dropout=0.1)
+    return compiled_bert(get_peft_model(model, lora), rows, folder, model_id, learning_rate=5e-4)
+
+
+def peer_03(rows, folder):
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import (
+        AutoModelForSeq2SeqLM,
+        AutoTokenizer,
+        BitsAndBytesConfig,
+        DataCollatorForSeq2Seq,
+        Seq2SeqTrainer,
+        Seq2SeqTrainingArguments,
+    )
+
+    model_id = "google-t5/t5-3b"
+    nf4 = BitsAndBytesConfig(**NF4, bnb_4bit_compute_dtype=torch.bfloat16)
+    model = AutoModelForSeq2SeqLM.from_pretrained(
+        model_id, quantization_config=nf4, device_map={"": 0}, dtype=torch.bfloat16
+    )
+    lora = LoraConfig(task_type="SEQ_2_SEQ_LM", r=16, lora_alpha=32, target_modules=["v", "o"])
+    speed = dict(bf16=True, optim="paged_adamw_8bit", per_device_train_batch_size=8)
+    args = Seq2SeqTrainingArguments(output_dir=folder, learning_rate=2e-4, **speed, **COMMON)
+    tokenizer = AutoTokenizer.from_pretrained(model_id)
+    collator = DataCollatorForSeq2Seq(tokenizer, pad_to_multiple_of=8)
+    return Seq2SeqTrainer(get_peft_model(model, lora), args, collator, train_dataset=encoded_bills(tokenizer, rows))
+
+
+def peer_04(rows, folder):
+    import torch
+    from datasets import Dataset
+    from peft import LoraConfig
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from trl import SFTConfig, SFTTrainer
+
+    model_id = "facebook/opt-1.3b"
+    model = AutoModelForCausalLM.from_pretrained(model_id, dtype=torch.bfloat16, device_map={"": 0})
+    packs = dict(packing=True, packing_strategy="wrapped", max_length=1024)  # "bfd" makes one row: 8,192 positions
+    speed = dict(bf16=True, gradient_checkpointing=False, per_device_train_batch_size=8)
+    return SFTTrainer(
+        model=model,
+        args=SFTConfig(output_dir=folder, learning_rate=1e-4, **packs, **speed, **COMMON),
+        train_dataset=Dataset.from_dict({"text": talks(rows)}),
+        processing_class=AutoTokenizer.from_pretrained(model_id),
+        peft_config=LoraConfig(r=16, lora_alpha=32, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"),
+    )
+
+
+def peer_05(rows, folder):
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import (
+        AutoModelForSequenceClassification,
+        AutoTokenizer,
+        BitsAndBytesConfig,
+        DataCollatorWithPadding,
+        Trainer,
+        TrainingArguments,
+    )
+
+    model_id = "google/gemma-2-9b-it"
+    tokenizer = AutoTokenizer.from_pretrained(model_id, padding_side="right")
+    nf4 = BitsAndBytesConfig(**NF4, bnb_4bit_compute_dtype=torch.bfloat16, llm_int8_skip_modules=["score"])
+    loading = dict(num_labels=3, dtype=torch.bfloat16, device_map={"": 0}, quantization_config=nf4)
+    model = AutoModelForSequenceClassification.from_pretrained(
+        model_id, attn_implementation="flex_attention", **loading
+    )
+    model.config.use_cache, model.config.pad_token_id = False, tokenizer.pad_token_id
+    targets = ["k_proj", "o_proj", "q_proj", "v_proj", "gate_proj"]
+    lora = LoraConfig(task_type="SEQ_CLS", r=64, lora_alpha=32, target_modules=targets)
+    speed = dict(bf16=True, use_liger_kernel=True, train_sampling_strategy="group_by_length", optim="adamw_8bit")
+    speed |= dict(
+        liger_kernel_config={"fused_linear_cross_entropy": False}
+    )  # else it replaces the classifier's forward
+    speed |= dict(per_device_train_batch_size=8, gradient_accumulation_steps=4)
+    args = TrainingArguments(output_dir=folder, learning_rate=1.7e-4, **speed, **COMMON)
+    collator = DataCollatorWithPadding(tokenizer, pad_to_multiple_of=128)
+    return Trainer(get_peft_model(model, lora), args, collator, train_dataset=encoded_comparisons(tokenizer, rows))
 
 
 # the published recipe; steps that are timed after the first: of the reference, of the course
@@ -233,6 +359,14 @@ RECIPES = {
     "03": (reference_03, 20, 30),
     "04": (reference_04, 25, 40),
     "05": (reference_05, 4, 16),
+}
+# what one would otherwise write; steps; in words
+PEERS = {
+    "01": (peer_01, 100, "Trainer, bfloat16 autocast, fused AdamW, torch_compile, 64 rows padded to 32"),
+    "02": (peer_02, 40, "LoRA on a bfloat16 base (not quantized), torch_compile, 64 rows padded to 32"),
+    "03": (peer_03, 20, "NF4, bfloat16 (wo too, not quantized), sdpa, 8 rows, no checkpointing"),
+    "04": (peer_04, 25, "TRL's packing ('wrapped': documents leak), bfloat16, 8 rows, no checkpointing"),
+    "05": (peer_05, 8, "NF4, bfloat16, Liger's kernels, flex attention, 8 rows x 4, no checkpointing, by length"),
 }
 FIRST = 3  # steps of warm-up that no rate counts
 
@@ -256,24 +390,31 @@ def rates(ends, counts, undisturbed):
     return found | {"slow_steps": len(slow), "slow_seconds": sum(slow), "all_seconds": ends[-1] - ends[0]}
 
 
+def median(runs):
+    """One record for the runs of an arm: the last, with medians for rates and times, and the rate of every run."""
+    rates = ("rows_per_second", "real_tokens_per_second", "step_seconds", "first_steps_seconds")
+    found = runs[-1] | {name: statistics.median(run[name] for run in runs) for name in rates}
+    return found | {"runs": [run["real_tokens_per_second"] for run in runs]}
+
+
 def read_table(path):
     """The rows of a .csv or .jsonl file."""
     with path.open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file)) if path.suffix == ".csv" else [json.loads(line) for line in file]
 
 
-def run_reference(number, rows, folder):
-    """Trains by the published recipe; its rates, peak bytes of the steps, and mean loss."""
+def run_recipe(recipe, steps, rows, folder):
+    """Trains by a recipe that returns a Trainer; its rates, peak bytes of the steps, and mean loss."""
     import torch
-    from transformers import Trainer, TrainerCallback
+    from transformers import TrainerCallback
 
-    recipe, steps, _ = RECIPES[number]
-    model, args, encoded, collator = recipe(rows, folder)
-    args.max_steps, batches = steps + FIRST, []
+    trainer = recipe(rows, folder)
+    model, args, collator, batches = trainer.model, trainer.args, trainer.data_collator, []
+    args.max_steps = steps + FIRST
 
     def collate(batch):
         made = collator(batch)
-        mask = made["attention_mask"]
+        mask = made.get("attention_mask", torch.ones_like(made["input_ids"]))  # TRL's packs have none
         batches.append((len(batch), int(mask.sum()), mask.numel()))
         return made
 
@@ -288,7 +429,9 @@ def run_reference(number, rows, folder):
 
         on_train_begin = on_step_end
 
-    loss = Trainer(model, args, collate, train_dataset=encoded, callbacks=[Clock]).train().training_loss
+    trainer.data_collator = collate
+    trainer.add_callback(Clock)
+    loss = trainer.train().training_loss
     each, steps = args.gradient_accumulation_steps, range(args.max_steps)
     counts = [[sum(column) for column in zip(*batches[i * each : (i + 1) * each], strict=True)] for i in steps]
     torch.cuda.synchronize()
@@ -327,8 +470,8 @@ def run_course(args, folder, ready):
 def table(records):
     """README's table of all arms, from their records, and how many times faster the course is."""
     head = "| lesson | recipe | rows/s | real tokens/s | s a step | first steps, s | planned GiB | measured GiB |"
-    lines = [head, "|---|---|---|---|---|---|---|---|"]
-    for r in sorted(records, key=lambda r: (r["lesson"], r["arm"] == "course")):
+    lines, order = [head, "|---|---|---|---|---|---|---|---|"], ("reference", "peer", "course")
+    for r in sorted(records, key=lambda r: (r["lesson"], (*order, r["arm"]).index(r["arm"]))):
         planned = r.get("planned_bytes")
         cells = [r["lesson"], r["arm"], f"{r['rows_per_second']:.1f}", f"{r['real_tokens_per_second']:,.0f}"]
         cells += [f"{r['step_seconds']:.2f}", f"{r['first_steps_seconds']:.0f}"]
@@ -336,18 +479,39 @@ def table(records):
         lines.append(f"| {' | '.join(cells)} |")
     arms, found = {(r["lesson"], r["arm"]): r for r in records}, []
     for lesson in sorted({r["lesson"] for r in records}):
-        pair = [arms.get((lesson, arm)) for arm in ("course", "reference")]
-        if all(pair):
-            ratio = pair[0]["real_tokens_per_second"] / pair[1]["real_tokens_per_second"]
-            found.append(f"lesson {lesson}: {ratio:.1f} times the reference's real tokens/s")
+        rate = {arm: arms[lesson, arm]["real_tokens_per_second"] for arm in order if (lesson, arm) in arms}
+        times = [
+            f"{rate['course'] / rate[arm]:.1f} times the {arm}'s" for arm in order[:2] if {arm, "course"} <= {*rate}
+        ]
+        found += [f"lesson {lesson}: {' and '.join(times)} real tokens/s"] if times else []
     cards = ", ".join(sorted({r["device"] for r in records}))
-    return "\n".join([*lines, "", "; ".join(found) + f". Card: {cards}."])
+    peers = "; ".join(f"{number} {peer[2]}" for number, peer in PEERS.items() if (number, "peer") in arms)
+    return "\n".join([*lines, "", "; ".join(found) + f". Card: {cards}.", *(["", f"Peers: {peers}."] if peers else [])])
+
+
+def rehearsals():
+    """README's table of whole lessons, from the receipts that rehearse.py --keep wrote."""
+    head = "| lesson | model | profile | card, GB | planned GiB | measured GiB | whole lesson, GiB | receipt |"
+    lines, short = [head, "|---|---|---|---|---|---|---|---|"], {*rehearse.COUNTS, "max_steps", "max_new_tokens"}
+    short |= {"eval_steps", "logging_steps", "eval_rows", "dataset_id", "data_files"}
+    for path in sorted(RECEIPTS.parent.glob("[0-9]*.json")):
+        r = json.loads(path.read_text("utf-8"))
+        found = r["metrics"]["rehearsal"]
+        changed = {name: value for name, value in found["overrides"].items() if name not in short}
+        profile = f"`{r['profile']}`" + "".join(f", `{name}` {value}" for name, value in changed.items())
+        whole = found["highest_reserved_bytes"] / 2**30
+        cells = [r["lesson"][:2], r["model_id"], profile, f"{found['capped_gb'] or 80:g}"]
+        cells += [f"{r[f'{name}_peak_bytes'] / 2**30:.1f}" for name in ("planned", "measured")]
+        cells += [f"{whole:.1f}", f"[{path.stem}](benchmarks/receipts/{path.name})"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def write_table():
-    """Puts the table of the receipts between its marks in README."""
+    """Puts the tables of the receipts between their marks in README."""
     records = [json.loads(path.read_text("utf-8")) for path in sorted(RECEIPTS.glob("*.json"))]
     results.put_into_readme("bench", table(records))
+    results.put_into_readme("rehearsals", rehearsals())
 
 
 def in_child(args, folder):
@@ -358,8 +522,11 @@ def in_child(args, folder):
         return
     ready = json.loads((folder / "ready.json").read_text("utf-8"))
     place = Path(ready["cut"].get("dataset_id", ready["run"]["dataset_id"]))
-    found = run_reference(args.nb, read_table(next(place.glob("train.*"))), folder / "reference")
-    (folder / "reference.json").write_text(json.dumps(found), encoding="utf-8")
+    rows = read_table(next(place.glob("train.*")))
+    recipe, steps, last = (RECIPES if args.child == "reference" else PEERS)[args.nb]
+    found = run_recipe(recipe, steps, rows, folder / args.child)
+    found |= {"changed": CHANGED[args.nb]} if args.child == "reference" else {"recipe": last}
+    (folder / f"{args.child}.json").write_text(json.dumps(found), encoding="utf-8")
 
 
 def main():
@@ -394,14 +561,16 @@ def main():
 
         facts = environment.facts()
         args.keep.mkdir(parents=True, exist_ok=True)
+        runs = {}
         for arm in args.arms.split(","):
-            if arm == "reference":
-                subprocess.run([*again, "reference"], check=True)
-                found = json.loads((folder / "reference.json").read_text("utf-8")) | {"changed": CHANGED[args.nb]}
-            else:
+            if arm == "course":
                 found = run_course(args, folder, ready)
+            else:
+                subprocess.run([*again, arm], check=True)
+                found = json.loads((folder / f"{arm}.json").read_text("utf-8"))
             name = args.name if args.name and arm == "course" else arm
-            found = {"arm": name, "lesson": args.nb} | found | facts
+            runs.setdefault(name, []).append(found)
+            found = {"arm": name, "lesson": args.nb} | median(runs[name]) | facts
             (args.keep / f"{args.nb}_{name.replace(' ', '_')}.json").write_text(
                 json.dumps(found, indent=2) + "\n", "utf-8"
             )

@@ -35,6 +35,7 @@ def benchmarks(lesson):
     for r in (json.loads(path.read_text("utf-8")) for path in sorted(folder.glob(f"{lesson}_*.json"))):
         found[r["arm"]] = {"rows/s": r["rows_per_second"], "real tokens/s": r["real_tokens_per_second"]}
         found[r["arm"]] |= {"ms a step": 1000 * r["step_seconds"], "peak GiB": r["peak_allocated_bytes"] / memory.GIB}
+        found[r["arm"]]["first steps, s"] = r["first_steps_seconds"]
     return dict(sorted(found.items(), key=lambda pair: pair[1]["real tokens/s"]))
 
 
