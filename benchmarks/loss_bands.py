@@ -3,8 +3,8 @@
 python benchmarks/loss_bands.py    minutes; into benchmarks/receipts/loss_bands.json, and the table of README
 
 Each lesson runs, profile tiny, up to its training: once as it is, once the published way (WAYS): all rows padded to one
-length, small batches accumulated, checkpointing, attention as transformers chooses it. Rows, order and optimizer are the
-same; dropout is off in both, because its draws depend on the padding.
+length, small batches accumulated, checkpointing, attention as transformers chooses it. Rows, order and optimizer are
+the same; dropout is off in both, because its draws depend on the padding.
 """
 
 import argparse
@@ -74,9 +74,6 @@ def losses(number, way, seed, folder):
     found = []
 
     class Watch(TrainerCallback):
-        def on_init_end(self, args, state, control, **kwargs):
-            pass
-
         def on_log(self, args, state, control, logs, **kwargs):
             found.extend([logs["loss"]] if "loss" in logs else [])
 
@@ -126,7 +123,9 @@ def table(record):
     for number, found in sorted(record["lessons"].items()):
         ends = [" · ".join(f"{end:.4f}" for end in found["last_ten"][way]) for way in ("published", "course")]
         cells = [number, WAYS[number][3], str(WAYS[number][0]), *ends]
-        lines.append(f"| {' | '.join(cells)} | {found['apart']:.1e} | {found['between_seeds']:.1e} |")
+        lines.append(
+            f"| {' | '.join(cells)} | {found['apart'] and f'{found['apart']:.1e}'} | {found['between_seeds']:.1e} |"
+        )
     return "\n".join(lines)
 
 
@@ -151,10 +150,14 @@ def main():
                 with tempfile.TemporaryDirectory() as folder:
                     path = Path(folder) / "losses.json"
                     again = [sys.executable, __file__, "--keep", str(path), "--child", number, way, str(seed)]
-                    subprocess.run(again, check=True, cwd=rehearse.ROOT, stdout=subprocess.DEVNULL)
+                    done = subprocess.run(again, cwd=rehearse.ROOT, capture_output=True, text=True)
+                    if done.returncode:
+                        raise SystemExit(f"lesson {number}, {way}, seed {seed}: {done.stderr[-2000:]}")
                     found.append(json.loads(path.read_text("utf-8")))
         record["lessons"][number] = compare(curves) | {"losses": curves}
-        print(number, {key: record["lessons"][number][key] for key in ("apart", "between_seeds", "last_ten")}, flush=True)
+        print(
+            number, {key: record["lessons"][number][key] for key in ("apart", "between_seeds", "last_ten")}, flush=True
+        )
         args.keep.write_text(json.dumps(record | environment.facts()) + "\n", "utf-8")
     if args.keep == RECEIPT:
         results.put_into_readme("bands", table(record))

@@ -150,6 +150,31 @@ def test_the_table_of_benchmarks_is_that_of_their_receipts():
     assert all(set(r["changed"]) == set(bench.CHANGED[r["lesson"]]) for r in records if r["arm"] == "reference")
 
 
+def test_the_fast_way_and_the_published_way_have_the_same_losses():
+    bands = script("loss_bands")
+    record = json.loads(bands.RECEIPT.read_text())
+    assert bands.table(record) in (ROOT / "README.md").read_text()
+    assert record["lessons"].keys() == bands.WAYS.keys()
+    for found in record["lessons"].values():
+        again = bands.compare(found["losses"])
+        assert again == {key: found[key] for key in again}
+        assert again["apart"] < again["between_seeds"] / 20
+        published = found["losses"]["published"]
+        other = bands.compare({"course": published[1:] + published[:1], "published": published})
+        assert other["apart"] > other["between_seeds"] / 2, "another seed must be seen"
+
+
+@pytest.mark.slow
+def test_the_losses_of_the_published_way_can_be_had_again(tmp_path):
+    bands = script("loss_bands")
+    command = [sys.executable, ROOT / "benchmarks" / "loss_bands.py", "--keep", tmp_path / "losses.json"]
+    subprocess.run([*map(str, command), "--child", "01", "published", "0"], check=True, capture_output=True)
+    known = json.loads(bands.RECEIPT.read_text())["lessons"]["01"]["losses"]
+    again = json.loads((tmp_path / "losses.json").read_text())
+    assert again == pytest.approx(known["published"][0], abs=1e-3)
+    assert again != pytest.approx(known["published"][1], abs=1e-3)
+
+
 def test_rates_leave_out_warm_up_compilation_and_what_lies_between_steps():
     bench = script("bench")
     times, undisturbed = [9.0, 1.0, 1.0, 1.0, 2.0, 50.0, 1.0, 8.0], [True] * 7 + [False]
