@@ -123,9 +123,8 @@ def table(record):
     for number, found in sorted(record["lessons"].items()):
         ends = [" · ".join(f"{end:.4f}" for end in found["last_ten"][way]) for way in ("published", "course")]
         cells = [number, WAYS[number][3], str(WAYS[number][0]), *ends]
-        lines.append(
-            f"| {' | '.join(cells)} | {found['apart'] and f'{found['apart']:.1e}'} | {found['between_seeds']:.1e} |"
-        )
+        cells += [f"{found[kind]:.1e}" if found[kind] else "0" for kind in ("apart", "between_seeds")]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
