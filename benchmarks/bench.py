@@ -463,7 +463,11 @@ def run_course(args, folder, ready):
     ]
     found = rates(training["ends"], counts, training["undisturbed"])
     found |= {"peak_allocated_bytes": record["training_peak"], "planned_bytes": record["planned"]["total"]}
-    found |= {"reserved_bytes": record["cells"][-1].get("reserved"), "held_bytes": training["held"]}
+    found |= {
+        "reserved_bytes": record["cells"][-1].get("reserved"),
+        "held_bytes": training["held"],
+        "emptied": training["emptied"],
+    }
     return found | {"overrides": args.overrides, "mean_loss": training["loss"]}
 
 

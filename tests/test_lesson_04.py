@@ -253,7 +253,8 @@ base = AutoModelForCausalLM.from_pretrained(base, quantization_config=nf4, dtype
 adapters.check_base(base, folder + "/adapter")
 models = [merged, PeftModel.from_pretrained(base, folder + "/adapter")]
 tokenizer = AutoTokenizer.from_pretrained(folder + "/merged")
-questions = [t[0] for t in load_dataset(data, split="validation")["conversations"]]
+rows = load_dataset(data, split="validation").shuffle(seed=0).select(range(36))
+questions = [t[0] for t in rows["conversations"]]
 prompts = [f"Question: {{question}}\\n\\nAnswer:" for question in questions]
 batch = tokenizer(prompts, padding=True, padding_side="left", return_tensors="pt")
 said = []
