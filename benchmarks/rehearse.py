@@ -375,11 +375,13 @@ def project(run, cut, sizes, record, lengths=1.0, copies=1):
     epochs = math.ceil(batches / getattr(run, "gradient_accumulation_steps", 1)) * run.num_train_epochs
     steps = run.max_steps if run.max_steps > 0 else epochs
     evaluations = steps // getattr(run, "eval_steps", getattr(run, "logging_steps", steps))
-    judged = sum(count for count, _ in main["evaluations"])
-    a_row = sum(seconds for _, seconds in main["evaluations"]) / max(1, judged)
+    first = main["evaluations"][:1]  # compiles, if anything is compiled
+    judged = main["evaluations"][1:] or first
+    a_row = sum(seconds for _, seconds in judged) / max(1, sum(count for count, _ in judged))
     found = {"steps": steps * step_seconds(main) * lengths}
     slow = step_times(main)[2]
     found["compilation"] = sum(slow) - len(slow) * step_seconds(main)
+    found["compilation"] += sum(max(0, seconds - count * a_row) for count, seconds in first)
     found["evaluations"] = evaluations * rows["validation"] * a_row
     found["checkpoints"] = evaluations * main["save_seconds"] / max(1, main["saves"])
     growth = run.eval_rows / cut["eval_rows"] if "eval_rows" in cut else 1
