@@ -463,11 +463,7 @@ def run_course(args, folder, ready):
     ]
     found = rates(training["ends"], counts, training["undisturbed"])
     found |= {"peak_allocated_bytes": record["training_peak"], "planned_bytes": record["planned"]["total"]}
-    found |= {
-        "reserved_bytes": record["cells"][-1].get("reserved"),
-        "held_bytes": training["held"],
-        "emptied": training["emptied"],
-    }
+    found |= {"reserved_bytes": record["cells"][-1].get("reserved"), "held_bytes": training["held"]}
     return found | {"overrides": args.overrides, "mean_loss": training["loss"]}
 
 

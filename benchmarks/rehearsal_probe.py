@@ -83,8 +83,6 @@ def _watch(shell):
 
             def read(self):
                 settled()
-                card = cuda()
-                self.one["emptied"] = card and card.memory_stats().get("num_alloc_retries")  # times it was full
                 self.one["ends"] = [mark() for mark in self.marks]
                 self.one["counts"] = [[int(count) for count in counts] for counts in self.costs]
 
