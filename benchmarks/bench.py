@@ -6,7 +6,8 @@ make bench-table    the table alone, from the receipts
 Each arm has a process of its own. `course` is the notebook, profile full, up to its training; `reference` is the
 published recipe, with the changes of CHANGED and no others, so that it runs on today's libraries; `peer` is what one
 would otherwise write today (PEERS). Speed and memory are real; what the models say is not. Results: a JSON file for
-each arm, in place of an older one. An arm that is named more than once runs as often, and its medians count.
+each arm, in place of an older one. An arm that is named more than once runs as often, and its medians count; with
+--add, so do the runs of earlier calls.
 """
 
 import argparse
@@ -352,13 +353,42 @@ def peer_05(rows, folder):
     return Trainer(get_peft_model(model, lora), args, collator, train_dataset=encoded_comparisons(tokenizer, rows))
 
 
+def unsloth_05(rows, folder):
+    import torch
+    import unsloth  # noqa: I001 (before transformers, which it patches)
+    from huggingface_hub import snapshot_download
+    from transformers import (
+        AutoModelForSequenceClassification,
+        AutoTokenizer,
+        DataCollatorWithPadding,
+        Trainer,
+        TrainingArguments,
+    )
+
+    model_id = "google/gemma-2-9b-it"
+    tokenizer = AutoTokenizer.from_pretrained(model_id, padding_side="right")
+    kind = dict(auto_model=AutoModelForSequenceClassification, num_labels=3, load_in_4bit=True, dtype=torch.bfloat16)
+    path = snapshot_download(model_id, local_files_only=True)  # by its name, it would ask for a copy in 4 bits
+    model, _ = unsloth.FastModel.from_pretrained(path, max_seq_length=1024, use_gradient_checkpointing=False, **kind)
+    targets = ["k_proj", "o_proj", "q_proj", "v_proj", "gate_proj"]
+    lora = dict(r=64, lora_alpha=32, lora_dropout=0, bias="none", target_modules=targets, task_type="SEQ_CLS")
+    model = unsloth.FastModel.get_peft_model(model, use_gradient_checkpointing=False, **lora)
+    print("attention:", model.config._attn_implementation, "cap:", model.config.attn_logit_softcapping, flush=True)
+    model.config.use_cache, model.config.pad_token_id = False, tokenizer.pad_token_id
+    speed = dict(bf16=True, train_sampling_strategy="group_by_length", optim="adamw_8bit")
+    speed |= dict(per_device_train_batch_size=8, gradient_accumulation_steps=4)
+    args = TrainingArguments(output_dir=folder, learning_rate=1.7e-4, **speed, **COMMON)
+    collator = DataCollatorWithPadding(tokenizer, pad_to_multiple_of=8)
+    return Trainer(model, args, collator, train_dataset=encoded_comparisons(tokenizer, rows))
+
+
 # the published recipe; steps that are timed after the first: of the reference, of the course
 RECIPES = {
     "01": (reference_01, 60, 200),
     "02": (reference_02, 8, 60),
     "03": (reference_03, 20, 30),
     "04": (reference_04, 25, 40),
-    "05": (reference_05, 4, 16),
+    "05": (reference_05, 4, 18),
 }
 # what one would otherwise write; steps; in words
 PEERS = {
@@ -366,35 +396,41 @@ PEERS = {
     "02": (peer_02, 40, "LoRA on a bfloat16 base (not quantized), torch_compile, 64 rows padded to 32"),
     "03": (peer_03, 20, "NF4, bfloat16 (wo too, not quantized), sdpa, 8 rows, no checkpointing"),
     "04": (peer_04, 25, "TRL's packing ('wrapped': documents leak), bfloat16, 8 rows, no checkpointing"),
-    "05": (peer_05, 8, "NF4, bfloat16, Liger's kernels, flex attention, 8 rows x 4, no checkpointing, by length"),
+    "05": (peer_05, 12, "NF4, bfloat16, Liger's kernels, flex attention, 8 rows x 4, no checkpointing, by length"),
 }
-FIRST = 3  # steps of warm-up that no rate counts
+# the same with Unsloth, which needs older releases of some packages: --unsloth names a folder that has them
+UNSLOTH = {"05": (unsloth_05, 12, "Unsloth, NF4, bfloat16, 8 rows x 4, no checkpointing, by length")}
+FIRST = dict.fromkeys(RECIPES, 3) | {"05": 6}  # steps of warm-up that no rate counts
+# Rows grouped by length come from long to short within a group. So few rows make groups of 6 steps (of 32 rows, both
+# orders of each comparison), and the steps that count are whole groups.
+COURSE = {"05": {"train_rows": 384}}
 
 
-def rates(ends, counts, undisturbed):
+def rates(ends, counts, undisturbed, first):
     """Steady and overall rates from the time of each step's end (the first time is the training's begin), [rows, real
-    tokens, padded tokens] of each step, and whether nothing but the step lies in its time.
+    tokens, padded tokens] of each step, whether nothing but the step lies in its time, and the steps of warm-up.
 
     A step that takes more than three times as long a token as most compiled kernels: it counts overall only.
     """
     times = [after - before for before, after in itertools.pairwise(ends)]
-    clean = [step for step in range(len(times)) if step >= FIRST and undisturbed[step]]
+    clean = [step for step in range(len(times)) if step >= first and undisturbed[step]]
     median = statistics.median(times[step] / counts[step][2] for step in clean)
     steady = [step for step in clean if times[step] / counts[step][2] <= 3 * median]
     seconds = sum(times[step] for step in steady)
     rows, real, padded = (sum(column) for column in zip(*(counts[step] for step in steady), strict=True))
     found = {"steps": len(times), "steady_steps": len(steady), "step_seconds": seconds / len(steady)}
     found |= {"rows_per_second": rows / seconds, "real_tokens_per_second": real / seconds}
-    found |= {"padding": 1 - real / padded, "tokens_a_row": real / rows, "first_steps_seconds": sum(times[:FIRST])}
+    found |= {"padding": 1 - real / padded, "tokens_a_row": real / rows, "first_steps_seconds": sum(times[:first])}
     slow = [times[step] for step in clean if step not in steady]
     return found | {"slow_steps": len(slow), "slow_seconds": sum(slow), "all_seconds": ends[-1] - ends[0]}
 
 
-def median(runs):
-    """One record for the runs of an arm: the last, with medians for rates and times, and the rate of every run."""
-    rates = ("rows_per_second", "real_tokens_per_second", "step_seconds", "first_steps_seconds")
-    found = runs[-1] | {name: statistics.median(run[name] for run in runs) for name in rates}
-    return found | {"runs": [run["real_tokens_per_second"] for run in runs]}
+RATES = ("rows_per_second", "real_tokens_per_second", "step_seconds", "first_steps_seconds")
+
+
+def median(record, runs):
+    """One record for the runs of an arm: that of the last, with the medians of rates and times, and those of each."""
+    return record | {name: statistics.median(run[name] for run in runs) for name in RATES} | {"runs": runs}
 
 
 def read_table(path):
@@ -403,14 +439,14 @@ def read_table(path):
         return list(csv.DictReader(file)) if path.suffix == ".csv" else [json.loads(line) for line in file]
 
 
-def run_recipe(recipe, steps, rows, folder):
-    """Trains by a recipe that returns a Trainer; its rates, peak bytes of the steps, and mean loss."""
+def run_recipe(recipe, steps, first, rows, folder):
+    """Trains by a recipe that returns a Trainer; its rates, peak bytes of what follows the `first` steps, mean loss."""
+    trainer = recipe(rows, folder)  # before these imports: Unsloth wants to be the first
     import torch
     from transformers import TrainerCallback
 
-    trainer = recipe(rows, folder)
     model, args, collator, batches = trainer.model, trainer.args, trainer.data_collator, []
-    args.max_steps = steps + FIRST
+    args.max_steps = steps + first
 
     def collate(batch):
         made = collator(batch)
@@ -424,7 +460,7 @@ def run_recipe(recipe, steps, rows, folder):
         def on_step_end(self, args, state, control, **kwargs):
             self.marks.append(torch.cuda.Event(enable_timing=True))
             self.marks[-1].record()
-            if len(self.marks) == FIRST:
+            if len(self.marks) == first:
                 torch.cuda.reset_peak_memory_stats()
 
         on_train_begin = on_step_end
@@ -436,7 +472,7 @@ def run_recipe(recipe, steps, rows, folder):
     counts = [[sum(column) for column in zip(*batches[i * each : (i + 1) * each], strict=True)] for i in steps]
     torch.cuda.synchronize()
     ends = [Clock.marks[0].elapsed_time(mark) / 1000 for mark in Clock.marks]
-    found = rates(ends, counts, [True] * len(counts))
+    found = rates(ends, counts, [True] * len(counts), first)
     found |= {"peak_allocated_bytes": torch.cuda.max_memory_allocated(), "mean_loss": loss}
     return found | {"trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad)}
 
@@ -450,7 +486,8 @@ def run_course(args, folder, ready):
     short.write_text(json.dumps(lesson | {"cells": lesson["cells"][: last + 1]}), encoding="utf-8")
     command = [sys.executable, "-m", "utils.runner", "--nb", str(short), "--profile", "full"]
     late = {name: args.steps for name in ("eval_steps", "logging_steps") if name in ready["cut"]}  # nothing in between
-    command += ["--overrides", json.dumps(ready["cut"] | late | args.overrides), "--out", str(folder / "out")]
+    overrides = ready["cut"] | late | COURSE.get(args.nb, {}) | args.overrides
+    command += ["--overrides", json.dumps(overrides), "--out", str(folder / "out")]
     subprocess.run(command, cwd=rehearse.ROOT)  # its verdict is that no results were written: they come later
     record = json.loads((folder / "record.json").read_text("utf-8"))
     (folder / "record.json").unlink()
@@ -461,32 +498,77 @@ def run_course(args, folder, ready):
     counts = [
         [b - a for a, b in zip(*pair, strict=True)] for pair in itertools.pairwise([[0, 0, 0], *training["counts"]])
     ]
-    found = rates(training["ends"], counts, training["undisturbed"])
+    found = rates(training["ends"], counts, training["undisturbed"], FIRST[args.nb])
     found |= {"peak_allocated_bytes": record["training_peak"], "planned_bytes": record["planned"]["total"]}
     found |= {"reserved_bytes": record["cells"][-1].get("reserved"), "held_bytes": training["held"]}
-    return found | {"overrides": args.overrides, "mean_loss": training["loss"]}
+    return found | {"overrides": COURSE.get(args.nb, {}) | args.overrides, "mean_loss": training["loss"]}
+
+
+ARMS = {"reference": "the reference's", "peer": "the peer's", "unsloth": "Unsloth's", "course": "the course's"}
+# Operations a real token, without which no method does the same: 2 N for a forward pass and 2 N for its way back, with
+# N multiplied weights (04 and 05: also attention, all rows of 1,024 tokens), 2 N more where N learns. 03: of 1,024
+# tokens of a text with 128 of its summary. At 790 TFLOP/s, which such cards reach with large bfloat16 matrices.
+OPERATIONS = {"01": 0.517e9, "02": 1.233e9, "03": 7.44e12 / 1024, "04": 5.44e9, "05": 34.0e9}
+CARD = 790e12
+
+
+def share(record):
+    """How near an arm's real tokens/s come to what the card's arithmetic allows, 0 to 1."""
+    return record["real_tokens_per_second"] * OPERATIONS[record["lesson"]] / CARD
 
 
 def table(records):
     """README's table of all arms, from their records, and how many times faster the course is."""
-    head = "| lesson | recipe | rows/s | real tokens/s | s a step | first steps, s | planned GiB | measured GiB |"
-    lines, order = [head, "|---|---|---|---|---|---|---|---|"], ("reference", "peer", "course")
+    head = "| lesson | recipe | rows/s | real tokens/s | of each run | of the floor | s a step | first steps, s "
+    head += "| planned GiB | measured GiB |"
+    lines, order = [head, "|---|---|---|---|---|---|---|---|---|---|"], tuple(ARMS)
     for r in sorted(records, key=lambda r: (r["lesson"], (*order, r["arm"]).index(r["arm"]))):
         planned = r.get("planned_bytes")
         cells = [r["lesson"], r["arm"], f"{r['rows_per_second']:.1f}", f"{r['real_tokens_per_second']:,.0f}"]
-        cells += [f"{r['step_seconds']:.2f}", f"{r['first_steps_seconds']:.0f}"]
+        cells += [" ".join(f"{run['real_tokens_per_second']:,.0f}" for run in r["runs"]) if len(r["runs"]) > 1 else ""]
+        cells += [f"{share(r):.1%}", f"{r['step_seconds']:.2f}", f"{r['first_steps_seconds']:.0f}"]
         cells += [f"{planned / 2**30:.1f}" if planned else "", f"{r['peak_allocated_bytes'] / 2**30:.1f}"]
         lines.append(f"| {' | '.join(cells)} |")
     arms, found = {(r["lesson"], r["arm"]): r for r in records}, []
-    for lesson in sorted({r["lesson"] for r in records}):
+    for lesson in sorted({lesson for lesson, arm in arms if arm == "course"}):
         rate = {arm: arms[lesson, arm]["real_tokens_per_second"] for arm in order if (lesson, arm) in arms}
-        times = [
-            f"{rate['course'] / rate[arm]:.1f} times the {arm}'s" for arm in order[:2] if {arm, "course"} <= {*rate}
-        ]
-        found += [f"lesson {lesson}: {' and '.join(times)} real tokens/s"] if times else []
+        times = [f"{rate['course'] / rate[arm]:.1f} times {ARMS[arm]}" for arm in order[:-1] if arm in rate]
+        found += [f"{lesson} {', '.join(times)}"] if times else []
     cards = ", ".join(sorted({r["device"] for r in records}))
-    peers = "; ".join(f"{number} {peer[2]}" for number, peer in PEERS.items() if (number, "peer") in arms)
-    return "\n".join([*lines, "", "; ".join(found) + f". Card: {cards}.", *(["", f"Peers: {peers}."] if peers else [])])
+    words = [f"The course's real tokens/s, by lesson: {'; '.join(found)}. Card: {cards}."]
+    others = {"peer": PEERS, "unsloth": UNSLOTH}
+    found = [f"{number} {one[2]}" for arm in others for number, one in others[arm].items() if (number, arm) in arms]
+    return "\n".join([*lines, "", *words, *(["", f"Others: {'; '.join(found)}."] if found else [])])
+
+
+def draw(records, path):
+    """Real tokens/s and memory of all arms as bars, beside each other, into an SVG that is the same each time."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    known = {(r["lesson"], r["arm"]): r for r in records if r["arm"] in ARMS}
+    lessons = sorted({lesson for lesson, _ in known})
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "bench", "font.size": 9}):
+        figure, both = pyplot.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
+        shown = [("real tokens/s (logarithmic)", lambda r: r["real_tokens_per_second"])]
+        shown += [("peak memory, GiB", lambda r: r["peak_allocated_bytes"] / 2**30)]
+        for axes, (title, value) in zip(both, shown, strict=True):
+            for arm, color in zip(ARMS, ("C7", "C0", "C2", "C1"), strict=True):
+                bars = {}
+                for place, lesson in enumerate(lessons):
+                    here = [name for name in ARMS if (lesson, name) in known]
+                    if arm in here:
+                        bars[place + 0.2 * (here.index(arm) - (len(here) - 1) / 2)] = value(known[lesson, arm])
+                axes.bar(bars.keys(), bars.values(), 0.2, label=arm, color=color)
+            axes.set_xticks(range(len(lessons)), [f"lesson {lesson}" for lesson in lessons])
+            axes.set_title(title)
+            axes.spines[["top", "right"]].set_visible(False)
+        both[0].set_yscale("log")
+        both[1].legend()
+        figure.savefig(path, metadata={"Date": None})
+        pyplot.close(figure)
 
 
 def rehearsals():
@@ -511,6 +593,7 @@ def write_table():
     """Puts the tables of the receipts between their marks in README."""
     records = [json.loads(path.read_text("utf-8")) for path in sorted(RECEIPTS.glob("*.json"))]
     results.put_into_readme("bench", table(records))
+    draw(records, RECEIPTS / "rates.svg")
     results.put_into_readme("rehearsals", rehearsals())
 
 
@@ -523,9 +606,16 @@ def in_child(args, folder):
     ready = json.loads((folder / "ready.json").read_text("utf-8"))
     place = Path(ready["cut"].get("dataset_id", ready["run"]["dataset_id"]))
     rows = read_table(next(place.glob("train.*")))
-    recipe, steps, last = (RECIPES if args.child == "reference" else PEERS)[args.nb]
-    found = run_recipe(recipe, steps, rows, folder / args.child)
+    recipe, steps, last = {"reference": RECIPES, "peer": PEERS, "unsloth": UNSLOTH}[args.child][args.nb]
+    few = rows[: 2 * COURSE[args.nb]["train_rows"]] if args.nb in COURSE else rows
+    first = 3 if args.child == "reference" else FIRST[args.nb]
+    found = run_recipe(recipe, steps, first, few, folder / args.child)
     found |= {"changed": CHANGED[args.nb]} if args.child == "reference" else {"recipe": last}
+    if args.child == "unsloth":
+        from importlib import metadata
+
+        names = ("unsloth", "unsloth_zoo", "torch", "transformers", "trl", "peft", "bitsandbytes", "datasets")
+        found["versions"] = {name: metadata.version(name) for name in names}
     (folder / f"{args.child}.json").write_text(json.dumps(found), encoding="utf-8")
 
 
@@ -537,13 +627,15 @@ def main():
     parser.add_argument("--overrides", type=rehearse.json_object, default={}, help="for the course's arm")
     parser.add_argument("--name", default="", help="how the course's arm is called with these overrides")
     parser.add_argument("--keep", type=Path, default=RECEIPTS, help="folder of the results")
+    parser.add_argument("--unsloth", type=Path, help="folder with Unsloth and its pins, for the arm of that name")
+    parser.add_argument("--add", action="store_true", help="the runs of earlier results count, too")
     parser.add_argument("--table", action="store_true", help="only write README's table from the receipts")
     parser.add_argument("--cpu", action="store_true", help="run the course's arm without a GPU")
     parser.add_argument("--sizes", type=Path, default=rehearse.MODELS / "full_size.json", help=argparse.SUPPRESS)
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    args.steps = args.steps or RECIPES[args.nb][2] + FIRST + 1
+    args.steps = args.steps or RECIPES[args.nb][2] + FIRST[args.nb] + (args.nb not in COURSE)
     args.profile, args.gpu_memory, args.anyway = "full", 0, True
     if args.child:
         return in_child(args, args.folder)
@@ -566,14 +658,16 @@ def main():
             if arm == "course":
                 found = run_course(args, folder, ready)
             else:
-                subprocess.run([*again, arm], check=True)
+                folders = [args.unsloth] if arm == "unsloth" else []
+                paths = os.pathsep.join([*map(str, folders), os.environ.get("PYTHONPATH", "")])
+                subprocess.run([*again, arm], check=True, env=os.environ | {"PYTHONPATH": paths})
                 found = json.loads((folder / f"{arm}.json").read_text("utf-8"))
             name = args.name if args.name and arm == "course" else arm
-            runs.setdefault(name, []).append(found)
-            found = {"arm": name, "lesson": args.nb} | median(runs[name]) | facts
-            (args.keep / f"{args.nb}_{name.replace(' ', '_')}.json").write_text(
-                json.dumps(found, indent=2) + "\n", "utf-8"
-            )
+            path = args.keep / f"{args.nb}_{name.replace(' ', '_')}.json"
+            kept = json.loads(path.read_text("utf-8"))["runs"] if args.add and path.exists() else []
+            runs.setdefault(name, kept).append({rate: found[rate] for rate in RATES})
+            found = {"arm": name, "lesson": args.nb} | facts | median(found, runs[name])
+            path.write_text(json.dumps(found, indent=2) + "\n", "utf-8")
             print(SimpleNamespace(**found), flush=True)
         if args.keep == RECEIPTS:
             write_table()

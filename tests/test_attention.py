@@ -1,11 +1,23 @@
-"""Attention with less memory and time: T5 with one bias for all layers, a decoder without a padding mask."""
+"""Attention with less memory and time: T5 with one bias for all layers, a decoder without a padding mask, and
+FlashAttention inside compiled layers."""
+
+import subprocess
+import sys
 
 import pytest
 import torch
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, OPTConfig, OPTForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    OPTConfig,
+    OPTForCausalLM,
+)
 
-from utils import memory
+from utils import attention, memory
 from utils.attention import share_position_bias, without_mask
+from utils.checks import CourseError
 from utils.environment import ROOT
 
 TINY = ROOT / "data" / "models" / "tiny-t5"
@@ -29,9 +41,9 @@ LONG = "All tour operators must switch off idle engines at Falcon Square. The du
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_loss_and_gradients_are_those_of_sdpa(texts, checkpointing):
     found = []
-    for attention in ("sdpa", share_position_bias()):
+    for kind in ("sdpa", share_position_bias()):
         torch.manual_seed(0)
-        model = load(attention, dropout_rate=0.0).train()
+        model = load(kind, dropout_rate=0.0).train()
         if checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         loss = model(**batch_of(*texts)).loss
@@ -75,3 +87,108 @@ def test_padding_on_the_right_needs_no_mask_and_on_the_left_it_does(side, moves)
         found = model(**inputs).logits[real]
     assert torch.allclose(usual, found, atol=1e-6) is not moves
     assert torch.equal(model(**inputs).logits[real], usual), "behind the block the mask counts again"
+
+
+GEMMA = dict(vocab_size=64, hidden_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)
+GEMMA |= dict(intermediate_size=64, initializer_range=0.7, pad_token_id=0, num_labels=3, use_cache=False)
+on_hopper = torch.cuda.is_available() and attention.fastest() == attention.FLASH
+
+
+def on_the_cpu():
+    """Lets the two operations run on a CPU: what the kernels compute, written out."""
+
+    def turn(*tensors):
+        return (tensor.transpose(1, 2) for tensor in tensors)
+
+    def scores_of(query, key, scale, cap, window):
+        """The capped scores, and what the cap multiplies their gradients by."""
+        scores = query @ key.transpose(2, 3) * scale
+        scores = torch.tanh(scores / cap) * cap if cap else scores
+        back = torch.arange(scores.shape[-1])[:, None] - torch.arange(scores.shape[-1])
+        hidden = (back < 0) | ((back >= window) if window else False)
+        return scores.masked_fill(hidden, float("-inf")), 1 - (scores / cap) ** 2 if cap else 1
+
+    def forward(query, key, value, *settings):
+        query, key, value = turn(query, *(some.repeat_interleave(2, 2) for some in (key, value)))
+        scores, _ = scores_of(query, key, *settings)
+        return (scores.softmax(-1) @ value).transpose(1, 2).contiguous(), scores.logsumexp(-1)
+
+    def backward(gradient, query, key, value, result, sums, scale, cap, window):
+        wide = (query, *(some.repeat_interleave(2, 2) for some in (key, value)))
+        gradient, result, query, key, value = turn(gradient, result, *wide)
+        scores, slope = scores_of(query, key, scale, cap, window)
+        p = (scores - sums[..., None]).exp()
+        steps = p * (gradient @ value.transpose(2, 3) - (gradient * result).sum(-1, keepdim=True)) * slope * scale
+        found = turn(steps @ key, steps.transpose(2, 3) @ query, p.transpose(2, 3) @ gradient)
+        query, *others = (some.contiguous() for some in found)
+        return query, *(some.unflatten(2, (-1, 2)).sum(3) for some in others)
+
+    attention._flash.register_kernel("cpu")(forward)
+    attention._flash_backward.register_kernel("cpu")(backward)
+
+
+def judged(kind, batch, dtype=torch.float32, device="cpu", **changes):
+    """Loss, logits and gradients of a small Gemma-2 with this attention."""
+    config = AutoConfig.for_model("gemma2", **GEMMA | dict(head_dim=32) | changes)
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_config(config, attn_implementation=kind, dtype=dtype).to(device)
+    output = model(**{name: tensor.to(device) for name, tensor in batch.items()})
+    output.loss.backward()
+    found = [output.loss.detach(), output.logits.detach(), *(p.grad for p in model.parameters())]
+    return [tensor.float().cpu() for tensor in found]
+
+
+def rows_of(length, left=False):
+    ids = torch.randint(1, 64, (3, length), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids)
+    mask[1, slice(0, 5) if left else slice(-5, None)] = 0
+    return {"input_ids": ids * mask, "attention_mask": mask, "labels": torch.tensor([0, 1, 2])}
+
+
+@pytest.mark.parametrize("changes", [{}, {"sliding_window": 7}, {"attn_logit_softcapping": None}], ids=str)
+def test_flash_in_compiled_layers_gets_what_eager_gets(changes):
+    on_the_cpu()
+    batch = rows_of(24)
+    found = judged(attention.compiled_flash(), batch, **changes)
+    for one, other in zip(found, judged("eager", batch, **changes), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+    other = judged("eager", batch, sliding_window=7 if not changes.get("sliding_window") else 4096)
+    assert (found[1] - other[1]).abs().max() > 0.01, "window and scores are too small to show"
+
+
+def test_flash_is_one_operation_to_the_compiler():
+    on_the_cpu()
+    config = AutoConfig.for_model("gemma2", **GEMMA | dict(head_dim=32))
+    kind = attention.compiled_flash()
+    model = AutoModelForSequenceClassification.from_config(config, attn_implementation=kind)
+    layer, x = model.model.layers[0], torch.randn(2, 12, 64)
+    settings = dict(position_embeddings=model.model.rotary_emb(x, torch.arange(12)[None]), attention_mask=None)
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True, dynamic=True)  # fails at a break
+    torch.testing.assert_close(compiled(x, **settings), layer(x, **settings))
+
+
+def test_flash_refuses_what_it_would_compute_wrongly():
+    on_the_cpu()
+    with pytest.raises(RuntimeError, match="needs padding on the right"):
+        judged(attention.compiled_flash(), rows_of(24, left=True))
+    with pytest.raises(CourseError, match="neither dropout nor a cache"):
+        judged(attention.compiled_flash(), rows_of(24), attention_dropout=0.1)
+
+
+def test_without_the_package_or_the_card_the_fastest_is_the_usual_one():
+    program = "from utils import attention; import torch; torch.cuda.is_available = lambda: True; "
+    program += "torch.cuda.get_device_capability = lambda: ({}, 0); print(attention.fastest('eager'))"
+    for capability in (8, 9):
+        command = [sys.executable, "-c", program.format(capability)]
+        assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "eager\n"
+
+
+@pytest.mark.skipif(not on_hopper, reason="needs a GPU of capability 9 and the package flash-attn-4")
+@pytest.mark.parametrize("changes", [{}, {"sliding_window": 70}], ids=str)
+def test_the_kernels_compute_what_eager_does(changes):
+    shape = dict(head_dim=256, initializer_range=0.1, device="cuda", dtype=torch.bfloat16)
+    batch = rows_of(200)
+    exact = judged("eager", batch, **shape | changes | dict(dtype=torch.float32))
+    flash, eager = (judged(kind, batch, **shape | changes) for kind in (attention.FLASH, "eager"))
+    for right, one, other in zip(exact, flash, eager, strict=True):
+        assert (one - right).norm() <= 2 * (other - right).norm() + 1e-6, "further off than eager in bfloat16"

@@ -11,6 +11,8 @@ import yaml
 from conftest import ROOT, notebooks
 from packaging.requirements import Requirement
 
+from utils import attention
+
 TRACKED = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.split("\n")[:-1]
 LESSONS = [path for path in notebooks("[0-9]*.ipynb") if path.parent.name == "notebooks"]
 PAGES = [name for name in TRACKED if name.endswith(".md")]
@@ -59,7 +61,7 @@ def test_make_lists_every_command():
 def test_utils_stays_small():
     lines = {path.stem: len(path.read_text().splitlines()) for path in (ROOT / "utils").glob("*.py")}
     planner = {name: lines.pop(name) for name in ("tape", "architectures", "memory")}
-    assert sum(lines.values()) < 1950
+    assert sum(lines.values()) < 2060
     assert max(planner.values()) < 500
 
 
@@ -123,7 +125,10 @@ def test_the_table_of_rehearsals_is_that_of_their_receipts(monkeypatch, tmp_path
     ("lesson", "overrides", "receipt", "key"),
     [
         ("03", CHECKPOINTING, "03_checkpointing_h100.json", "measured_peak_bytes"),
-        *((lesson, {}, f"bench/{lesson}_course.json", "peak_allocated_bytes") for lesson in ("03", "04", "05")),
+        *((lesson, {}, f"bench/{lesson}_course.json", "peak_allocated_bytes") for lesson in ("03", "04")),
+        ("05", {"attn_implementation": attention.FLASH}, "bench/05_course.json", "peak_allocated_bytes"),
+        ("05", {"attn_implementation": attention.FLASH}, "05_full_flash_h100.json", "measured_peak_bytes"),
+        ("05", {"attn_implementation": "eager"}, "05_full_h100.json", "measured_peak_bytes"),
     ],
 )
 def test_a_lesson_plans_today_what_a_gpu_took(lesson, overrides, receipt, key):
@@ -138,7 +143,7 @@ def test_a_lesson_plans_today_what_a_gpu_took(lesson, overrides, receipt, key):
     assert other != pytest.approx(measured, rel=0.15), "another way must be off"
 
 
-def test_the_table_of_benchmarks_is_that_of_their_receipts():
+def test_table_and_figure_of_the_benchmarks_are_those_of_their_receipts(tmp_path):
     bench = script("bench")
     records = [json.loads(path.read_text()) for path in bench.RECEIPTS.glob("*.json")]
     assert len(records) >= 8
@@ -148,6 +153,8 @@ def test_the_table_of_benchmarks_is_that_of_their_receipts():
         slower = [r | {"real_tokens_per_second": 1.0} if r is record else r for r in records]
         assert bench.table(slower) not in page, "another number is another table"
     assert all(set(r["changed"]) == set(bench.CHANGED[r["lesson"]]) for r in records if r["arm"] == "reference")
+    bench.draw(records, tmp_path / "again.svg")
+    assert (tmp_path / "again.svg").read_text() == (bench.RECEIPTS / "rates.svg").read_text()
 
 
 def test_the_fast_way_and_the_published_way_have_the_same_losses():
@@ -182,7 +189,7 @@ def test_rates_leave_out_warm_up_compilation_and_what_lies_between_steps():
     for seconds in times:
         ends.append(ends[-1] + seconds)
     counts = [[4, 80, 100]] * 4 + [[8, 160, 200]] + [[4, 80, 100]] * 3
-    found = bench.rates(ends, counts, undisturbed)
+    found = bench.rates(ends, counts, undisturbed, 3)
     assert (found["steady_steps"], found["slow_steps"], found["slow_seconds"]) == (3, 1, 50.0)
     assert found["rows_per_second"] == pytest.approx(16 / 4)
     assert found["real_tokens_per_second"] == pytest.approx(320 / 4)

@@ -1,5 +1,6 @@
 """What this machine has: one line at the top of every lesson, and the facts for results.json."""
 
+import contextlib
 import logging
 import os
 import platform
@@ -65,6 +66,8 @@ def facts():
         card = torch.cuda.get_device_properties(0)
         device = f"{card.name}, {card.total_memory / 2**30:.0f} GiB"
     installed = {name: version for name, (version, _) in versions().items()}
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        installed["flash-attn-4"] = metadata.version("flash-attn-4")  # lesson 05 is faster with it, where it runs
     return {"device": device, "versions": {"python": platform.python_version()} | installed, "commit": commit or None}
 
 
