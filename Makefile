@@ -49,7 +49,7 @@ bench-table: $(READY) ## write README's table of these benchmarks from their rec
 newest: $(READY) ## check the notebooks' calls against the newest releases of the Hugging Face libraries; network
 	@set -e; folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
 	$(RUN) pip install -q --no-deps --target "$$folder" accelerate bitsandbytes datasets huggingface_hub peft tokenizers \
-	transformers trl; ls "$$folder" | grep dist-info; PYTHONPATH="$$folder" $(RUN) pytest -q tests/test_notebooks.py -k drift
+	transformers trl; ls "$$folder" | grep dist-info; PYTHONPATH="$$folder" $(RUN) pytest -q tests/test_notebooks.py -k "every_keyword or drift"
 
 assets: $(READY) ## rebuild the data and the tiny models from their seeds
 	$(VENV)/bin/python data/build_datasets.py

@@ -66,10 +66,35 @@ class Done(Exception):
     """The training is over, and with it what is of interest."""
 
 
+def train(number, given, before, watch):
+    """Runs a lesson up to its training, in this process, with `given` in place of its parameters and the code `before`
+    it; `watch`, a class of TrainerCallback, sees the training, and its Done ends it."""
+    from IPython.core.interactiveshell import InteractiveShell
+    from transformers import EarlyStoppingCallback, trainer
+
+    trainer.DEFAULT_CALLBACKS.append(watch)
+    shell = InteractiveShell.instance()
+    for cell in json.loads(rehearse.lesson_of(number).read_text("utf-8"))["cells"]:
+        code = "".join(cell["source"])
+        if cell["cell_type"] != "code":
+            continue
+        if "trainer.train(" in code:
+            if "trainer" in shell.user_ns:
+                shell.user_ns["trainer"].remove_callback(EarlyStoppingCallback)
+            shell.run_cell(before, silent=True).raise_error()
+            try:
+                shell.run_cell(code, silent=True).raise_error()
+            except Done:
+                return
+        shell.run_cell(code, silent=True).raise_error()
+        if "parameters" in cell["metadata"].get("tags", []):
+            shell.user_ns.update(given)
+    raise SystemExit(f"lesson {number} has no training")
+
+
 def losses(number, way, seed, folder):
     """The loss of every step of a lesson's training; runs in a process of its own."""
-    from IPython.core.interactiveshell import InteractiveShell
-    from transformers import EarlyStoppingCallback, TrainerCallback, trainer
+    from transformers import TrainerCallback
 
     found = []
 
@@ -80,27 +105,11 @@ def losses(number, way, seed, folder):
         def on_train_end(self, args, state, control, **kwargs):
             raise Done
 
-    trainer.DEFAULT_CALLBACKS.append(Watch)
     steps, overrides, patch, _ = WAYS[number]
     given = {"max_steps": steps} | (overrides if way == "published" else {})
     given = dict(PROFILE="tiny", SEED=seed, OVERRIDES=given, OUTPUT_DIR=str(folder / "out"))
-    shell = InteractiveShell.instance()
-    for cell in json.loads(rehearse.lesson_of(number).read_text("utf-8"))["cells"]:
-        code = "".join(cell["source"])
-        if cell["cell_type"] != "code":
-            continue
-        if "trainer.train(" in code:
-            if "trainer" in shell.user_ns:
-                shell.user_ns["trainer"].remove_callback(EarlyStoppingCallback)
-            shell.run_cell(EVENLY + (patch if way == "published" else ""), silent=True).raise_error()
-            try:
-                shell.run_cell(code, silent=True).raise_error()
-            except Done:
-                return found
-        shell.run_cell(code, silent=True).raise_error()
-        if "parameters" in cell["metadata"].get("tags", []):
-            shell.user_ns.update(given)
-    raise SystemExit(f"lesson {number} has no training")
+    train(number, given, EVENLY + (patch if way == "published" else ""), Watch)
+    return found
 
 
 def compare(curves):

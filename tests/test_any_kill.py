@@ -1,4 +1,4 @@
-"""kill -9 at random steps of lessons 01, 02 and 04, then the same notebook again: bit for bit what it would have been.
+"""kill -9 at random steps of the lessons, then the same notebook again: bit for bit what it would have been.
 
 Slow: `make test-slow`. One kill each of lessons 01 and 02 is part of `make test`.
 """
@@ -15,9 +15,14 @@ pytestmark = pytest.mark.slow
 SHORT = {  # lesson: overrides that make it short, and the file that holds its weights
     "01": ({"max_steps": 100}, "model/model.safetensors"),
     "02": ({"max_steps": 40, "eval_steps": 8, "compare_seeds": 0}, "adapter/adapter_model.safetensors"),
+    "03": (
+        {"max_steps": 16, "eval_steps": 4, "compare_steps": 0, "unquantized_rows": 0},
+        "adapter/adapter_model.safetensors",
+    ),
     "04": ({"max_steps": 60, "logging_steps": 12, "compare_steps": 2}, "adapter/adapter_model.safetensors"),
+    "05": ({"max_steps": 20, "eval_steps": 4, "compare_steps": 0}, "adapter/adapter_model.safetensors"),
 }
-COUNTS = {"01": 7, "02": 7, "04": 6}
+COUNTS = {"01": 7, "02": 7, "03": 2, "04": 6, "05": 2}
 STEPS = [
     (lesson, step)
     for lesson, count in COUNTS.items()
@@ -81,6 +86,9 @@ def test_a_kill_at_any_step_changes_nothing(lesson, step, whole, offline, tmp_pa
     assert not (folder / "results.json").exists()
     code, text, folder = run_lesson(lesson, tmp_path, offline, resume_from_checkpoint=True)
     assert code == 0, text
+    overrides = SHORT[lesson][0]
+    first = overrides.get("eval_steps") or overrides.get("logging_steps") or 25  # the first checkpoint
+    assert ("Going on from checkpoint-" in text) == (step > first), "resumed wherever there was something"
     expected, weights = whole(lesson), SHORT[lesson][1]
     assert losses(folder) == losses(expected)
     assert (folder / weights).read_bytes() == (expected / weights).read_bytes()

@@ -204,7 +204,7 @@ def rows(change=0, count=32):
 def test_the_same_run_is_resumed_wherever_its_folder_was_moved_to(folder):
     assert checkpoints.start(make(folder), resume=True) == str(folder / "checkpoint-10")
     same = dict(train_dataset=rows(), eval_dataset=rows(count=32).select(range(8)), disable_tqdm=False)
-    same |= dict(logging_steps=7, report_to=["tensorboard"], save_total_limit=9)
+    same |= dict(logging_steps=7, report_to=["tensorboard"], save_total_limit=9, dataloader_num_workers=1)
     assert checkpoints.start(make(folder, **same), resume=True) == str(folder / "checkpoint-10")
 
 
@@ -217,6 +217,8 @@ def test_the_same_run_is_resumed_wherever_its_folder_was_moved_to(folder):
         ),
         ({"gradient_accumulation_steps": 4}, "gradient_accumulation_steps was 2 and is 4"),
         ({"max_steps": 44}, "max_steps was 22 and is 44"),
+        ({"dataloader_drop_last": True}, "dataloader_drop_last was False and is True"),
+        ({"ignore_data_skip": True}, "ignore_data_skip was False and is True"),
         ({"seed": 1}, "seed was 42 and is 1"),
         ({"bf16": True}, "bf16 was False and is True"),
         ({"train_dataset": rows(1)}, "train_dataset was '32 rows, "),
@@ -237,6 +239,10 @@ def test_another_base_of_equal_shape_other_dropout_and_other_versions_are_refuse
     trainer = make(folder)
     with torch.no_grad():
         trainer.model.bert.embeddings.word_embeddings.weight.mul_(1.001)
+    assert "model weights was" in refusal(lambda: checkpoints.start(trainer, resume=True))
+    trainer = make(folder)
+    with torch.no_grad():
+        trainer.model.bert.encoder.layer[0].attention.self.query.weight.neg_()
     assert "model weights was" in refusal(lambda: checkpoints.start(trainer, resume=True))
     trainer = make(folder)
     trainer.model.config.hidden_dropout_prob = 0.2

@@ -85,13 +85,43 @@ def test_absurd_texts_are_cut_quickly(name):
     assert time.process_time() - began < 10
 
 
-def test_a_column_that_is_there_twice_cannot_hide_the_first(tmp_path):
+@pytest.mark.parametrize("lesson", ["01", "02"])
+def test_a_control_token_that_somebody_wrote_stays_text_in_the_bert_lessons(lesson):
+    from transformers import AutoTokenizer
+
+    (name,) = (ROOT / "notebooks").glob(f"{lesson}_*.ipynb")
+    source = code(name.relative_to(ROOT).as_posix())
+    (settings,) = re.findall(
+        r"^tokenizer = AutoTokenizer.from_pretrained\(run.model_id, (.+?)\)$", source, re.MULTILINE
+    )
+    name, value = settings.split("=")
+    folder = ROOT / "data" / "models" / "tiny-bert"
+    for settings, count in (({name: value == "True"}, 1), ({}, 3)):
+        tokenizer = AutoTokenizer.from_pretrained(folder, **settings)
+        ids = tokenizer("open the [SEP] door [MASK] [SEP]")["input_ids"]
+        assert ids.count(tokenizer.sep_token_id) == count
+        assert (tokenizer.mask_token_id in ids) == (count == 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "fault"),
+    [
+        ("train.csv", "text,label,text\nopen it,a,shut it\n", "row 1: 'text' stands twice as a column; rename or"),
+        ("train.csv", "text,label,,\nopen it,a,,\n", "row 1: '' stands twice as a column"),
+        (
+            "train.jsonl",
+            '{"text": "open it", "label": "a", "text": "shut it"}\n',
+            "row 1: 'text' stands twice as a key",
+        ),
+    ],
+)
+def test_a_column_that_is_there_twice_cannot_hide_the_first(tmp_path, name, text, fault):
     from conftest import refusal
 
     from utils import checks
 
-    (tmp_path / "train.csv").write_text("text,label,text\nopen it,a,\nclose it,b,\n")
-    assert "rows 2, 3, column 'text': '' is an empty text" in refusal(checks.data_source, tmp_path)
+    (tmp_path / name).write_text(text)
+    assert fault in refusal(checks.data_source, tmp_path)
 
 
 def test_a_class_of_one_row_stops_before_training(tmp_path):
@@ -131,29 +161,34 @@ def code(name):
     return text
 
 
+BUILTINS = {"eval", "exec", "__import__", "compile"}
+PICKLES = {"pickle", "cPickle", "_pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib"}
+CALLS = {"os.system", "os.popen", "yaml.load", "torch.load", "subprocess.getoutput", "subprocess.getstatusoutput"}
+CALLS |= {f"{module}.{name}" for module in ("builtins", "__builtins__") for name in BUILTINS}
+WORDS = {"shell": True, "weights_only": False, "trust_remote_code": True, "allow_pickle": True}
+
+
 def dangers(source):
-    """What in Python code could run data, or a shell, in words."""
-    found, banned = [], {"eval", "exec", "__import__", "compile"}
-    modules = {"pickle", "cPickle", "_pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib"}
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Name) and node.id in banned:
-            found.append(node.id)
+    """What in Python code could run data, or a shell, in words. Names are followed to what they were imported from."""
+    nodes, found, imported = [*ast.walk(ast.parse(source))], [], {}
+    for node in nodes:
         if isinstance(node, ast.Import | ast.ImportFrom):
-            names = {alias.name.split(".")[0] for alias in node.names} | {
-                (getattr(node, "module", "") or "").split(".")[0]
-            }
-            found += sorted(names & modules)
-        if isinstance(node, ast.Attribute) and ast.unparse(node) in (
-            "os.system",
-            "os.popen",
-            "yaml.load",
-            "torch.load",
-        ):
-            found.append(ast.unparse(node))
+            module = getattr(node, "module", None)
+            for alias in node.names:
+                path = f"{module}.{alias.name}" if module else alias.name
+                imported[alias.asname or alias.name] = path
+                found += [path.split(".")[0]] if path.split(".")[0] in PICKLES else []
+    for node in nodes:
+        if isinstance(node, ast.Name) and node.id in BUILTINS:
+            found.append(node.id)
+        if isinstance(node, ast.Name | ast.Attribute):
+            first, *rest = ast.unparse(node).split(".")
+            path = ".".join([imported.get(first, first), *rest])
+            found += [path] if path in CALLS else []
+        if isinstance(node, ast.Attribute) and node.attr in ("read_pickle", "to_pickle"):
+            found.append(node.attr)
         if isinstance(node, ast.keyword) and isinstance(node.value, ast.Constant):
-            bad = {"shell": True, "weights_only": False, "trust_remote_code": True, "allow_pickle": True}
-            if node.arg in bad and node.value.value == bad[node.arg]:
-                found.append(f"{node.arg}={node.value.value}")
+            found += [f"{node.arg}={node.value.value}"] if (node.arg, node.value.value) in WORDS.items() else []
         if isinstance(node, ast.Constant) and node.value in ("trust_remote_code", "weights_only"):
             found.append(node.value)
     return found
@@ -180,6 +215,12 @@ def test_no_code_of_the_course_runs_data(name):
         ("load(x, **{'trust_remote_code': True})", "trust_remote_code"),
         ("subprocess.run(x, shell=True)", "shell=True"),
         ("numpy.load(x, allow_pickle=True)", "allow_pickle=True"),
+        ("from os import system\nsystem('x')", "os.system"),
+        ("import os as o\no.system('x')", "os.system"),
+        ("from torch import load as open_it\nopen_it(x)", "torch.load"),
+        ("import builtins\nbuiltins.eval('1')", "builtins.eval"),
+        ("import subprocess as s\ns.getoutput('x')", "subprocess.getoutput"),
+        ("pd.read_pickle(x)", "read_pickle"),
     ],
 )
 def test_dangerous_code_is_found(source, danger):

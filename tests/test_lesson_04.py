@@ -1,5 +1,6 @@
 """Lesson 04 as a reader runs it: form and knowledge told apart, loss mask, packing, merge."""
 
+import ast
 import copy
 import csv
 import json
@@ -224,6 +225,47 @@ def test_documents_leak_in_a_packed_row_unless_a_mask_forbids_it(sft):
         assert leaks[f"{attention} border by positions"] > 0.05
         assert leaks[f"{attention} border by a mask"] < 1e-5
     assert sft.results["metrics"]["padding"]["batches of like lengths"] < 0.05
+
+
+def most_ends_in_a_row(trainer):
+    """The most end tokens that a row of a training batch has."""
+    end = trainer.processing_class.eos_token_id
+    return max((batch["input_ids"] == end).sum(dim=1).max().item() for batch in trainer.get_train_dataloader())
+
+
+def test_a_row_of_a_batch_is_one_document_unless_the_trainer_packs(lesson_04, rows, tmp_path):
+    sources = [ast.parse(code_of(cell)) for cell in cells(NOTEBOOK) if "SFTConfig(" in code_of(cell)]
+    found = [node for source in sources for node in ast.walk(source) if isinstance(node, ast.Call)]
+    (call,) = (node for node in found if ast.unparse(node.func) == "SFTConfig")
+    own = {word.arg: ast.unparse(word.value) for word in call.keywords if word.arg}
+    assert own.get("packing", "False") == "False"
+    assert own["train_sampling_strategy"] == "'group_by_length'"
+    tokenized = [lesson_04["tokenize"](row) for row in rows[:200]]
+    end = lesson_04["tokenizer"].eos_token_id
+    alone = max(row["input_ids"].count(end) for row in tokenized)
+    config = dict(per_device_train_batch_size=16, bf16=False, use_cpu=True, report_to=[], dataloader_pin_memory=False)
+    found = {}
+    for packing in (False, True):
+        model = AutoModelForCausalLM.from_pretrained(TINY)
+        settings = config | (dict(packing=True, packing_strategy="wrapped") if packing else {"max_length": None})
+        args = SFTConfig(tmp_path, train_sampling_strategy="group_by_length", **settings)
+        data = Dataset.from_list(tokenized)
+        found[packing] = most_ends_in_a_row(
+            SFTTrainer(model, args, train_dataset=data, processing_class=lesson_04["tokenizer"])
+        )
+    assert found[False] == alone
+    assert found[True] > alone
+
+
+def test_no_prompt_of_the_few_shot_baseline_is_cut(lesson_04, rows):
+    sources = "\n".join(code_of(cell) for cell in cells(NOTEBOOK))
+    assert len(re.findall(r"(?m)^[\w, ]*\broom\b[\w, ]* = ", sources)) == 1, (
+        "answer_all cuts by it wherever it is called"
+    )
+    shots = [turn for row in rows[:3] for turn in (row["before"][-1], row["answer"])]
+    prompts = [lesson_04["prompt_of"](shots + row["before"][-1:]) for row in rows]
+    longest = max(len(ids) for ids in lesson_04["tokenizer"](prompts)["input_ids"])
+    assert 64 < longest <= AutoConfig.from_pretrained(TINY).max_position_embeddings - 16
 
 
 def test_merging_into_the_dequantized_base_is_the_faithful_way(sft):

@@ -302,7 +302,7 @@ def drift(tree):
             for part in path.split(".")[1:]:
                 function = getattr(function, part, None)
             functions = [function]
-        elif path == "tokenizer":
+        elif path == "tokenizer" or (name == "partial" and node.args and ast.unparse(node.args[0]) == "tokenizer"):
             functions = [transformers.PreTrainedTokenizerBase.__call__]
         elif path.startswith("vars(") and name == "update":
             functions = ARGUMENTS
@@ -339,6 +339,7 @@ def test_every_keyword_is_one_of_the_installed_stack(path):
         ("from transformers import GenerationConfig\nGenerationConfig(max_tokens=3)", "['max_tokens']"),
         ("model.generate(**batch, max_tokens=3)", "model.generate does not know ['max_tokens']"),
         ("tokenizer('x', max_len=3)", "tokenizer does not know ['max_len']"),
+        ("import functools\nfunctools.partial(tokenizer, max_len=3)", "does not know ['max_len']"),
         ("dataset.map(f, batch=True)", "dataset.map does not know ['batch']"),
         ("vars(own).update(eval_strategie='no')", "eval_strategie"),
         ("from datasets import load_dataset\nload_dataset('csv', keep_na=True)", "['keep_na']"),

@@ -182,6 +182,19 @@ def test_the_losses_of_the_published_way_can_be_had_again(tmp_path):
     assert again != pytest.approx(known["published"][1], abs=1e-3)
 
 
+def test_the_time_until_the_course_is_as_right_is_that_of_the_receipt_and_a_fifth_at_most():
+    clock = script("time_to_accuracy")
+    record = json.loads(clock.RECEIPT.read_text())
+    assert clock.table(record) in (ROOT / "README.md").read_text()
+    pairs = [clock.compare(*curves) for curves in zip(record["published"], record["course"], strict=True)]
+    assert len(pairs) == len(clock.SEEDS)
+    assert all(r["reached"] >= r["accuracy"] > 0.5 and r["seconds"] <= r["published_seconds"] / 5 for r in pairs)
+    slow = [[100, 25, 0.5], [200, 50, 0.7]]
+    assert clock.compare(slow, [[1, 25, 0.6], [3, 50, 0.7], [4, 75, 0.9]])["seconds"] == 3
+    assert clock.compare(slow, [[1, 25, 0.6]])["seconds"] is None
+    assert "never" in clock.table({"published": [slow], "course": [[[1, 25, 0.6]]]})
+
+
 def test_rates_leave_out_warm_up_compilation_and_what_lies_between_steps():
     bench = script("bench")
     times, undisturbed = [9.0, 1.0, 1.0, 1.0, 2.0, 50.0, 1.0, 8.0], [True] * 7 + [False]

@@ -52,6 +52,12 @@ def test_a_pickled_model_is_refused_and_stays_closed(model, tmp_path):
     assert canary.exists()
 
 
+def test_a_pickled_model_beside_other_tensors_is_refused(model):
+    (model / "model.safetensors").rename(model / "other.safetensors")
+    torch.save({}, model / "pytorch_model.bin")
+    assert "pytorch_model.bin can run code" in refusal(guard.check_model, str(model))
+
+
 def test_a_pickled_adapter_is_refused_and_stays_closed(tmp_path):
     canary, folder = tmp_path / "opened", tmp_path / "adapter"
     base = AutoModelForSequenceClassification.from_pretrained(MODELS / "tiny-bert", dtype=torch.float32)

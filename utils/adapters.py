@@ -1,6 +1,7 @@
 """Checks around 4-bit base models and their adapters: what would fail late, or never, gets one sentence early."""
 
 import functools
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -86,32 +87,60 @@ def check_targets(model, lora_config):
 
 
 def fingerprint(model):
-    """{name: shape, mean, std and 8 values} of some embeddings and norms of the base model, which stay unquantized."""
+    """{name: shape, mean, std and some values} of weights of the base model: embeddings and norms, which stay
+    unquantized, and linear layers of its numbered layers, unpacked if they are in 4 bits ("rounded")."""
     plain = {}
     for name, parameter in model.named_parameters():
-        name = re.sub(r"^base_model\.model\.", "", name)
         if re.search("embed|norm|shared", name, re.IGNORECASE) and not re.search(r"lora_|modules_to_save", name):
-            plain[name.replace("base_layer.", "")] = parameter.detach()
-    found = {}
-    for name in [*plain][:4] + [*plain][-4:]:
-        values = plain[name].flatten()
-        some = values[torch.linspace(0, len(values) - 1, 8, dtype=torch.double).long()].double().tolist()
-        values = values[: 2**20].double()  # enough; a copy of all of a large embedding would not fit everywhere
-        found[name] = {"shape": [*plain[name].shape], "mean": values.mean().item(), "std": values.std().item()}
-        found[name]["values"] = some
+            plain[_base_name(name)] = parameter.detach()
+    found = {name: _sample(plain[name], 8) for name in [*plain][:4] + [*plain][-4:]}
+    linear = {}
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear) and re.search(r"\.\d+\.", name) and "lora_" not in name:
+            linear[f"{_base_name(name)}.weight"] = module
+    for at in sorted({round(len(linear) * part) for part in (0, 0.3, 0.6, 0.99)} if linear else ()):
+        name = [*linear][min(at, len(linear) - 1)]
+        found[name] = _sample(_unpacked(linear[name]), 64) | {"rounded": True}
     return found
 
 
+def _base_name(name):
+    """The name that a part of a PEFT model has in its base model."""
+    return re.sub(r"^base_model\.model\.", "", name).replace(".base_layer", "")
+
+
+def _unpacked(layer):
+    """The weights of a linear layer, as numbers also if it is in 4 bits."""
+    if (state := getattr(layer.weight, "quant_state", None)) is None:
+        return layer.weight.detach()
+    from bitsandbytes.functional import dequantize_4bit
+
+    return dequantize_4bit(layer.weight.detach(), state)
+
+
+def _sample(weight, count):
+    """Shape, mean, std and `count` values of a weight, evenly spread."""
+    values = weight.flatten()
+    some = values[torch.linspace(0, len(values) - 1, count, dtype=torch.double).long()].double().tolist()
+    values = values[: 2**20].double()  # enough; a copy of all of a large embedding would not fit everywhere
+    return {"shape": [*weight.shape], "mean": values.mean().item(), "std": values.std().item(), "values": some}
+
+
 def save_fingerprint(model, folder):
-    """Writes what tells the base of `model` from others into the adapter's `folder`."""
-    (Path(folder) / FINGERPRINT).write_text(json.dumps(fingerprint(model), indent=1) + "\n", encoding="utf-8")
+    """Writes what tells the base of `model`, and the tokenizer in the adapter's `folder`, from others into it."""
+    found = fingerprint(model) | {"tokenizer.json": _digest(Path(folder) / "tokenizer.json")}
+    (Path(folder) / FINGERPRINT).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+def _digest(file):
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file.exists() else None
 
 
 def check_base(model, folder):
     """Raises CourseError if `model`, quantized or not, is not the base on which the adapter in `folder` was trained.
 
-    Values may differ by rounding (bfloat16, float16) only; weights of another model are refused, equal shapes too.
-    An adapter that is not in the safetensors format is refused as well.
+    Values may differ by rounding (bfloat16, float16, 4 bits) only; weights of another model are refused, equal shapes
+    too. So are an adapter that is not in the safetensors format, and another tokenizer than it was saved with.
     """
     safe_weights(folder)
     path = Path(folder) / FINGERPRINT
@@ -119,9 +148,15 @@ def check_base(model, folder):
         remedy = "save it beside the adapter with adapters.save_fingerprint(model, folder)"
         raise CourseError(f"{path}: not found, so nobody knows which base this adapter belongs to; {remedy}.")
     saved, here = json.loads(path.read_text("utf-8")), fingerprint(model)
+    if _digest(Path(folder) / "tokenizer.json") != saved.pop("tokenizer.json", None):
+        remedy = "its words have other numbers; restore it, or train anew and save with save_fingerprint"
+        raise CourseError(f"{folder}: tokenizer.json is not the one that this adapter was saved with; {remedy}.")
     for name, want in saved.items():
         have = here.get(name)
-        if same := have is not None and have["shape"] == want["shape"]:
+        if (same := have is not None and have["shape"] == want["shape"]) and want.get("rounded"):
+            pair = torch.tensor([have["values"], want["values"]])
+            same = bool(torch.corrcoef(pair)[0, 1] > 0.9) or torch.equal(*pair)
+        elif same:
             scale = want["std"] + abs(want["mean"]) + 1e-12
             a, b = ([*found["values"], found["mean"], found["std"]] for found in (have, want))
             same = all(abs(x - y) <= 1e-2 * max(abs(y), 0.01 * scale) for x, y in zip(a, b, strict=True))

@@ -20,10 +20,12 @@ from utils.environment import versions
 LOCK, RUN = "in_use.json", "run.json"
 SILENT = 300  # seconds after which the lock of another machine counts as left behind; a living owner renews it
 STATES = ("optimizer.pt", "scheduler.pt", "rng_state*.pth")  # without these, training goes on as another run
+SAFE = {f"{kind}model.safetensors{index}" for kind in ("", "adapter_") for index in ("", ".index.json")}
 STACK = ("torch", "transformers", "accelerate", "datasets", "trl", "peft", "bitsandbytes")
 # arguments that change no weight; all others must be the same when a run is resumed
 FREE = ("output_dir", "run_name", "report_to", "project", "disable_tqdm", "save_total_limit", "resume_from_checkpoint")
-FREE += ("logging_", "hub_", "push_", "trackio_", "dataloader_", "log_level", "local_rank", "ignore_data_skip")
+FREE += ("logging_", "hub_", "push_", "trackio_", "log_level", "local_rank", "dataloader_num", "dataloader_pin")
+FREE += ("dataloader_prefetch", "dataloader_persistent")
 
 
 def own_folder(path):
@@ -107,11 +109,11 @@ def fault(checkpoint):
 
 
 def safe_weights(folder):
-    """Raises CourseError if a folder has weights, but none in the safetensors format: all other formats are pickles,
-    which can run code when they are opened. Nothing is opened here."""
+    """Raises CourseError if a folder has weights, but none in the safetensors format under the name that is looked for:
+    all other formats are pickles, which can run code when they are opened. Nothing is opened here."""
     names = sorted(file.name for file in Path(folder).glob("*") if file.is_file())
     pickles = [name for name in names if name.endswith((".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".h5"))]
-    if pickles and not any(name.endswith(".safetensors") for name in names):
+    if pickles and not SAFE & {*names}:
         remedy = "get the model in the safetensors format, which holds numbers only"
         raise CourseError(f"{folder}: {some(pickles)} can run code when it is opened; {remedy}.")
 

@@ -212,11 +212,22 @@ def _is_broken(text):
 
 def _read_rows(path, is_csv):
     """{line number as an editor shows it: row} of a .csv or .jsonl file; raises CourseError for a broken line."""
+
+    def once(pairs, what="a key"):
+        """A dict of pairs; the last of two values under one name would win, and nobody would know."""
+        names = [name for name, _ in pairs]
+        if doubled := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+            raise CourseError(
+                f"{path}, row {line}: {doubled[0]!r} stands twice as {what}; rename or delete one of them."
+            )
+        return dict(pairs)
+
     data, rows, line = Path(path).read_bytes(), {}, 1
     csv.field_size_limit(2**31 - 1)  # the default, 131072 characters, is too small for a long text
     try:
         text = io.StringIO(data.decode("utf-8-sig"), newline="")
         reader = csv.DictReader(text, strict=True)
+        once([(name, None) for name in (is_csv and reader.fieldnames) or ()], "a column")
         for row in reader if is_csv else ():
             line = reader.line_num - "".join(map(str, row.values())).count("\n")  # a text may run over several lines
             if None in row or None in row.values():
@@ -225,7 +236,7 @@ def _read_rows(path, is_csv):
             rows[line] = row
         for line, row in () if is_csv else enumerate(text, 1):
             if row.strip():
-                rows[line] = dict(json.loads(row).items())
+                rows[line] = dict(json.loads(row, object_pairs_hook=once).items())
     except UnicodeDecodeError as error:
         place = f"row {data[: error.start].count(10) + 1}: byte {error.start}"
         raise CourseError(f"{path}, {place} is not UTF-8; save the file as UTF-8.") from None
