@@ -88,7 +88,8 @@ def test_a_kill_at_any_step_changes_nothing(lesson, step, whole, offline, tmp_pa
     assert code == 0, text
     overrides = SHORT[lesson][0]
     first = overrides.get("eval_steps") or overrides.get("logging_steps") or 25  # the first checkpoint
-    assert ("Going on from checkpoint-" in text) == (step > first), "resumed wherever there was something"
+    notebook = (folder / f"{folder.name}.ipynb").read_text()
+    assert ("Going on from checkpoint-" in notebook) == (step > first), "resumed wherever there was something"
     expected, weights = whole(lesson), SHORT[lesson][1]
     assert losses(folder) == losses(expected)
     assert (folder / weights).read_bytes() == (expected / weights).read_bytes()

@@ -303,7 +303,7 @@ def drift(tree):
                 function = getattr(function, part, None)
             functions = [function]
         elif path == "tokenizer" or (name == "partial" and node.args and ast.unparse(node.args[0]) == "tokenizer"):
-            functions = [transformers.PreTrainedTokenizerBase.__call__]
+            functions, name = [transformers.PreTrainedTokenizerBase.__call__], "tokenizer"
         elif path.startswith("vars(") and name == "update":
             functions = ARGUMENTS
         elif isinstance(node.func, ast.Attribute) and name in METHODS_OF_THE_STACK:
