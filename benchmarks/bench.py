@@ -555,7 +555,7 @@ def draw(records, path):
         shown = [("real tokens/s (logarithmic)", lambda r: r["real_tokens_per_second"])]
         shown += [("peak memory, GiB", lambda r: r["peak_allocated_bytes"] / 2**30)]
         for axes, (title, value) in zip(both, shown, strict=True):
-            for arm, color in zip(ARMS, ("C7", "C0", "C2", "C1"), strict=True):
+            for arm, color in zip(ARMS, ("#7f7f7f", "#1f77b4", "#2ca02c", "#ff7f0e"), strict=True):
                 bars = {}
                 for place, lesson in enumerate(lessons):
                     here = [name for name in ARMS if (lesson, name) in known]

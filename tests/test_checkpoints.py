@@ -25,11 +25,12 @@ from utils.checks import CourseError
 BROKEN = "checkpoint-10 is passed over: trainer_state.json is missing or broken."
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    """{case of killed_runs.py: what the first run became, what its resumption became}."""
+@pytest.fixture(scope="module", params=["some", pytest.param("all", marks=pytest.mark.slow)])
+def runs(request, tmp_path_factory):
+    """{case of killed_runs.py: what the first run became, what its resumption became}; slow: every step and file."""
     folder = tmp_path_factory.mktemp("killed")
-    command = [sys.executable, str(ROOT / "tests" / "killed_runs.py"), str(folder)]
+    every = ["--all"] if request.param == "all" else []
+    command = [sys.executable, str(ROOT / "tests" / "killed_runs.py"), str(folder), *every]
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -50,12 +51,12 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(runs):
         assert first == {"died": -signal.SIGKILL}, name
         assert outcome(resumed) == expected, name
     sources = [resumed["from"] for _, resumed in cases.values()]
-    assert {None, "checkpoint-5", "checkpoint-10", "checkpoint-20"} == set(sources)
+    assert {None, "checkpoint-5", "checkpoint-10", "checkpoint-20"} == set(sources) - {"checkpoint-15"}
 
 
 def test_a_kill_in_the_middle_of_a_save_loses_only_that_save(runs):
     cases = {name: case for name, case in runs.items() if name.startswith("file ")}
-    assert len(cases) == killed_runs.FILES + 1
+    assert len(cases) in (killed_runs.FILES + 1, 2 * killed_runs.FILES)
     for name, (first, resumed) in cases.items():
         assert first == {"died": -signal.SIGKILL}, name
         assert outcome(resumed) == outcome(runs["uninterrupted"][0]), name
