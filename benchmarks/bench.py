@@ -550,7 +550,9 @@ def draw(records, path):
 
     known = {(r["lesson"], r["arm"]): r for r in records if r["arm"] in ARMS}
     lessons = sorted({lesson for lesson, _ in known})
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "bench", "font.size": 9}):
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()  # whatever style somebody has set
+        matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "bench", "font.size": 9})
         figure, both = pyplot.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
         shown = [("real tokens/s (logarithmic)", lambda r: r["real_tokens_per_second"])]
         shown += [("peak memory, GiB", lambda r: r["peak_allocated_bytes"] / 2**30)]
