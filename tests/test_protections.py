@@ -13,7 +13,7 @@ PROTECTIONS = {  # name: (file of utils, what to replace by "False and" it, test
     "none": (None, None, f"{SECURITY}::test_a_pickled_model_is_refused_and_stays_closed"),
     "pickles": (
         "checkpoints.py",
-        "if pickles and not any(",
+        "if pickles and not SAFE",
         f"{SECURITY}::test_a_pickled_model_is_refused_and_stays_closed",
     ),
     "code of a model": (
@@ -40,6 +40,16 @@ PROTECTIONS = {  # name: (file of utils, what to replace by "False and" it, test
         "guard.py",
         "if not math.isfinite(",
         f"{GUARD}::test_a_planted_nan_stops_the_run_at_its_step",
+    ),
+    "another tokenizer": (
+        "adapters.py",
+        'if _digest(Path(folder) / "tokenizer.json") !=',
+        "test_adapters.py::test_another_tokenizer_beside_an_adapter_is_refused",
+    ),
+    "a column twice": (
+        "checks.py",
+        "if doubled:",
+        "test_faults.py::test_a_column_that_is_there_twice_cannot_hide_the_first",
     ),
     "another base": (
         "adapters.py",

@@ -216,7 +216,8 @@ def _read_rows(path, is_csv):
     def once(pairs, what="a key"):
         """A dict of pairs; the last of two values under one name would win, and nobody would know."""
         names = [name for name, _ in pairs]
-        if doubled := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+        doubled = [name for name in dict.fromkeys(names) if names.count(name) > 1]
+        if doubled:
             raise CourseError(
                 f"{path}, row {line}: {doubled[0]!r} stands twice as {what}; rename or delete one of them."
             )
