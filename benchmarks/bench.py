@@ -388,7 +388,7 @@ RECIPES = {
     "02": (reference_02, 8, 60),
     "03": (reference_03, 20, 30),
     "04": (reference_04, 25, 40),
-    "05": (reference_05, 4, 18),
+    "05": (reference_05, 4, 12),
 }
 # what one would otherwise write; steps; in words
 PEERS = {
@@ -400,10 +400,11 @@ PEERS = {
 }
 # the same with Unsloth, which needs older releases of some packages: --unsloth names a folder that has them
 UNSLOTH = {"05": (unsloth_05, 12, "Unsloth, NF4, bfloat16, 8 rows x 4, no checkpointing, by length")}
-FIRST = dict.fromkeys(RECIPES, 3) | {"05": 6}  # steps of warm-up that no rate counts
-# Rows grouped by length come from long to short within a group. So few rows make groups of 6 steps (of 32 rows, both
-# orders of each comparison), and the steps that count are whole groups.
-COURSE = {"05": {"train_rows": 384}}
+FIRST = dict.fromkeys(RECIPES, 3) | {"05": 12}  # steps of warm-up that no rate counts
+# Rows grouped by length come from long to short within a group. So few rows make groups of 12 steps (of 32 rows, both
+# orders of each comparison; the whole set makes groups of 50), and the steps that count are a whole group.
+COURSE = {"05": {"train_rows": 768}}
+BEFORE = {"max_new_tokens": 8, "unquantized_rows": 0}  # what untuned models write before the training, cut short
 
 
 def rates(ends, counts, undisturbed, first):
@@ -486,6 +487,7 @@ def run_course(args, folder, ready):
     short.write_text(json.dumps(lesson | {"cells": lesson["cells"][: last + 1]}), encoding="utf-8")
     command = [sys.executable, "-m", "utils.runner", "--nb", str(short), "--profile", "full"]
     late = {name: args.steps for name in ("eval_steps", "logging_steps") if name in ready["cut"]}  # nothing in between
+    late |= {name: value for name, value in BEFORE.items() if name in ready["run"]}
     overrides = ready["cut"] | late | COURSE.get(args.nb, {}) | args.overrides
     command += ["--overrides", json.dumps(overrides), "--out", str(folder / "out")]
     subprocess.run(command, cwd=rehearse.ROOT)  # its verdict is that no results were written: they come later

@@ -131,7 +131,7 @@ def plan_of(path, run, rows):
     shapes = {"input_ids": rows["longest"], "labels": rows["target"]}
     batch_of = {name: SimpleNamespace(shape=(batch, length)) for name, length in shapes.items()}
     given = {"length": rows["longest"], "lengths": [rows["longest"]], "longest_batch": batch_of, "torch": torch}
-    given |= {"num_labels": rows["classes"], "linear_names": "all-linear"}  # what the lessons read off the model
+    given |= {"math": math, "num_labels": rows["classes"], "linear_names": "all-linear"}  # what the lessons read off the model
     found, _ = assignments(path)
     config = json.loads((MODELS / "full_size.json").read_text("utf-8")).get(run.model_id)
     given |= {"model": SimpleNamespace(config=SimpleNamespace(**config))} if config else {}
@@ -456,7 +456,7 @@ def prepare(args, folder):
     if not card and not args.cpu:
         print(f"No GPU is here, so nothing was run. On a machine with one: {command_of(args)}")
         return {"run": None}
-    refuse_what_does_not_fit(args, card, planned, disk, free)
+    refuse_what_does_not_fit(args, card, planned, disk, free, run)
     started = time.perf_counter()
     for model_id, shape in shapes.items():
         write_weights(shape, folders[model_id])
@@ -499,7 +499,7 @@ def disk_need(path, counts, planned):
     return int(2 * sum(counts.values()) + 4 * learns + 4 * whole * max(counts.values()) + 3e9)
 
 
-def refuse_what_does_not_fit(args, card, planned, disk, free):
+def refuse_what_does_not_fit(args, card, planned, disk, free, run=None):
     """Raises CourseError if the disk or the card is too small, unless it is to be tried all the same."""
     if free < disk and not args.anyway:
         place = f"the rehearsal needs {gb(disk)} of disk, and {tempfile.gettempdir()} has {gb(free)}"
@@ -512,7 +512,10 @@ def refuse_what_does_not_fit(args, card, planned, disk, free):
     if needs > has:
         remedy = "choose PROFILE=colab, or activation_checkpointing in OVERRIDES"
         if batch := planned.largest_batch(has):
-            remedy = f"OVERRIDES='{{\"per_device_train_batch_size\": {batch}}}' fits by the plan"
+            knob = {"per_device_train_batch_size": batch}
+            if run and hasattr(run, "tokens_at_once"):
+                knob = {"tokens_at_once": batch * planned.settings["length"]}
+            remedy = f"OVERRIDES='{json.dumps(knob)}' fits by the plan"
         place = f"lesson {args.nb}, profile {args.profile}, is planned at {needs:.1f} GiB, and there are {has:.1f} GiB"
         place += f" (other programs use {card['others'] / memory.GIB:.1f})" * (card["others"] > memory.GIB / 2)
         raise CourseError(f"{place}; {remedy}; --anyway tries it all the same.")
@@ -613,7 +616,7 @@ def report(args, path, run, ready, folder):
         if "out of memory" in f"{output.get('ename')} {output.get('evalue')}".replace("OutOfMemory", "out of memory"):
             remedy = "take a smaller batch (OVERRIDES), PROFILE=colab, or a larger card"
             print(f"It does not fit: {place} ran out of memory; {remedy}.")
-        if halved := re.search(r"out of memory with \d+ rows at once.*", "".join(output.get("text", ""))):
+        if halved := re.search(r"out of memory with \d+ \w+ at once.*", "".join(output.get("text", ""))):
             found["halved"] = halved[0]
             print(f"Tight: in {place}, {halved[0]}")
     if not record.get("trainings") or record["trainings"][0]["end"] is None:

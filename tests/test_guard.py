@@ -133,9 +133,9 @@ def test_a_planted_nan_stops_the_run_at_its_step(kind, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["bert", "t5", "opt"])
-def test_with_accumulation_the_micro_batch_is_named(kind, tmp_path):
+def test_with_accumulation_the_rows_of_the_micro_batch_are_named(kind, tmp_path):
     made = trainer(kind, tmp_path, per_device_train_batch_size=1, gradient_accumulation_steps=3, max_steps=4)
-    assert "step 3 (micro-batch 3 of 3), learning rate 0.0005, rows 8 of the training data" in refusal(made.train)
+    assert "step 3, learning rate 0.0005, rows 8 of the training data" in refusal(made.train)
     assert made.state.global_step == 2
 
 
@@ -157,6 +157,17 @@ def test_without_the_guard_the_same_run_ends_as_if_all_was_well(kind, tmp_path):
     assert made.state.global_step == len(losses) == 6
     assert all(map(math.isfinite, losses))
     assert not all(p.isfinite().all() for p in made.model.parameters() if p.requires_grad)
+
+
+def test_nobody_waits_for_a_loss_before_the_last_forward_pass_of_a_step(tmp_path):
+    """On a GPU a look at each loss would stop Python in each forward pass."""
+    made, seen = trainer("bert", tmp_path, plant=False, gradient_accumulation_steps=3, max_steps=1), []
+    guard = next(c for c in made.callback_handler.callbacks if isinstance(c, StopOnNaN))
+    judge = guard.on_pre_optimizer_step
+    guard.on_pre_optimizer_step = lambda *args, **kwargs: seen.append(len(guard.losses)) or judge(*args, **kwargs)
+    made.train()
+    assert seen == [3]
+    assert guard.losses == [], "batches are kept alive"
 
 
 def test_an_infinite_loss_is_none_either_and_ids_are_named(tmp_path):
@@ -298,8 +309,10 @@ def test_the_second_time_it_ends_with_advice(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: card)
     from utils.guard import _advice
 
-    assert f"this card has 8.0 GiB, enough for {planned.largest_batch(8)} rows at once" in _advice(2, made, planned)
-    assert "this card has 8.0 GiB in all; set per_device" in _advice(2, made, None)
+    assert f"this card has 8.0 GiB, enough for {planned.largest_batch(8)} rows at once" in _advice(
+        2, "rows", made, planned
+    )
+    assert "this card has 8.0 GiB in all; set per_device" in _advice(2, "rows", made, None)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -329,6 +342,71 @@ def test_other_faults_pass_and_without_the_guard_the_run_ends(tmp_path):
         made.train()
 
 
+def uneven(kind, folder, **more):
+    """Rows of 3 to 8 tokens, four a step, from long to short; what the model was given, (rows, length) by pass."""
+    made, given = without_dropout(even(kind, folder, optim="sgd", learning_rate=0.1, **more)), []
+    lengths = [8, 5, 4, 3, 8, 8, 8, 8, 3, 3, 3, 3]
+    ids = [[5, 10 + n, *[7] * (size - 3), 9] for n, size in enumerate(lengths)]
+    label = {"bert": [0, 1] * 6, "t5": [[3, 4 + n] for n in range(12)], "opt": ids}[kind]
+    columns = {"input_ids": ids, "attention_mask": [[1] * len(row) for row in ids], "labels": label}
+    made.train_dataset = Dataset.from_dict(columns)
+    shape = lambda module, args, batch: given.append(tuple(batch["input_ids"].shape))  # noqa: E731
+    made.model.register_forward_pre_hook(shape, with_kwargs=True)
+    return made, given
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_parts_by_tokens_are_the_same_step_in_less_memory(kind, tmp_path):
+    whole, given = uneven(kind, tmp_path, max_steps=3)
+    wanted = outcome(whole)
+    assert given == [(4, 8), (4, 8), (4, 3)]
+    parts, given = uneven(kind, tmp_path, max_steps=3)
+    halve_when_full(parts, tokens_at_once=16)
+    assert same(wanted, outcome(parts), 1e-5)
+    assert given == [(2, 8), (2, 4), (2, 8), (2, 8), (4, 3)], "not as many as fit, or padding was left"
+    one, given = uneven(kind, tmp_path, max_steps=3)
+    halve_when_full(one, tokens_at_once=1)
+    assert same(wanted, outcome(one), 1e-5)
+    assert given == [(1, size) for size in (8, 5, 4, 3, 8, 8, 8, 8, 3, 3, 3, 3)], "a row is the least"
+    assert not same(wanted, outcome(uneven(kind, tmp_path, per_device_train_batch_size=3, max_steps=3)[0]), 1e-3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_parts_by_tokens_are_halved_too(kind, tmp_path, capsys):
+    wanted = outcome(uneven(kind, tmp_path, max_steps=3)[0])
+    made, given = uneven(kind, tmp_path, max_steps=3)
+    halve_when_full(made, tokens_at_once=32)
+    fail(made, rows=2, times=1)
+    assert same(wanted, outcome(made), 1e-5)
+    assert given == [(4, 8), (2, 8), (2, 4), (2, 8), (2, 8), (4, 3)]
+    assert "step 1: out of memory with 32 tokens at once, so it is repeated with 16 at once" in capsys.readouterr().out
+    made, given = uneven(kind, tmp_path, max_steps=3)
+    halve_when_full(made, tokens_at_once=1000)  # more than the batch has
+    fail(made, rows=1)
+    assert "out of memory again, with 16 tokens at once; set tokens_at_once to 8, turn" in refusal(made.train)
+
+
+def test_parts_keep_padding_on_the_left_and_the_collators_multiple():
+    from utils.guard import _parts
+
+    trainer = SimpleNamespace(data_collator=SimpleNamespace(pad_to_multiple_of=4), model=SimpleNamespace())
+    trainer.model.config = SimpleNamespace(is_encoder_decoder=False)
+    mask = torch.tensor([[1] * 5 + [0] * 7, [1] * 2 + [0] * 10, [1] * 12])
+    batch = {"input_ids": torch.arange(36).view(3, 12), "attention_mask": mask, "labels": torch.arange(3), "kind": "a"}
+    parts = list(_parts(batch, 16, trainer))
+    assert [part["input_ids"].tolist() for part in parts] == [
+        [list(range(8)), list(range(12, 20))],
+        [list(range(24, 36))],
+    ]
+    assert [part["labels"].tolist() for part in parts] == [[0, 1], [2]]
+    assert {part["kind"] for part in parts} == {"a"}
+    left = [part["input_ids"].shape for part in _parts(batch | {"attention_mask": mask.flip(1)}, 24, trainer)]
+    assert left == [(2, 12), (1, 12)]
+    trainer.model.config.is_encoder_decoder = True  # labels of as many columns are no padded texts
+    first, _ = _parts(batch | {"labels": torch.ones(3, 12)}, 16, trainer)
+    assert (first["input_ids"].shape, first["labels"].shape) == ((2, 8), (2, 12))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_mean_that_trainer_would_add_up_is_refused(kind, tmp_path):
     made = even(kind, tmp_path)
@@ -339,7 +417,7 @@ def test_a_mean_that_trainer_would_add_up_is_refused(kind, tmp_path):
     else:
         message = refusal(halve_when_full, made)
         assert "is a mean over its rows, and Trainer would add up" in message
-        assert "set trainer.loss_is_scaled_for_ga = False." in message
+        assert "set trainer.model_accepts_loss_kwargs = False." in message
     assert torch.equal(torch.get_rng_state(), before), "the guard would change the run that it guards"
 
 

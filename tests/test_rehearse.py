@@ -185,6 +185,8 @@ def test_only_counts_are_cut_and_the_plan_is_that_of_the_notebook(nb, profile):
     rows = {"longest": run.max_length, "target": getattr(run, "max_target_length", 0), "classes": 5}
     planned = rehearse.plan_of(path, run, rows)
     run.per_device_train_batch_size *= 16
+    if hasattr(run, "tokens_at_once"):
+        run.tokens_at_once *= 16
     larger = rehearse.plan_of(path, run, rows)
     assert larger["total"] > 1.5 * planned["total"]
     assert larger["weights"] == planned["weights"] > 0.1 * memory.GIB
@@ -193,6 +195,8 @@ def test_only_counts_are_cut_and_the_plan_is_that_of_the_notebook(nb, profile):
 
 class Plan(dict):
     """A plan that needs so many GiB on the card, and of which so many rows at once would fit."""
+
+    settings = {"length": 100}
 
     def __init__(self, gib, fitting=3):
         super().__init__(total=(gib * memory.GIB - memory.CONTEXT) / (1 + memory.SLACK))
@@ -207,22 +211,23 @@ SHARED = CARD | {"others": 4 * memory.GIB, "has": 12 * memory.GIB}
 
 
 @pytest.mark.parametrize(
-    ("card", "needs", "given", "free", "parts"),
+    ("card", "needs", "given", "free", "of_run", "parts"),
     [
-        (CARD, Plan(5), {}, 9e9, ("10.0 GB of disk", "9.0 GB", "TMPDIR")),
-        (CARD, Plan(5), {"gpu_memory": 20}, 11e9, ("GPU_MEMORY=20", "17.2 GB of this card")),
-        (CARD, Plan(17), {}, 11e9, ("17.0 GiB", "16.0 GiB", '"per_device_train_batch_size": 3', "--anyway")),
-        (CARD, Plan(17, fitting=0), {}, 11e9, ("PROFILE=colab",)),
-        (SHARED, Plan(13), {}, 11e9, ("12.0 GiB (other programs use 4.0)",)),
-        (CARD, Plan(15.9), {}, 11e9, ()),
-        (CARD, Plan(17), {"anyway": True}, 11e9, ()),
-        (None, Plan(17), {}, 11e9, ()),
+        (CARD, Plan(5), {}, 9e9, {}, ("10.0 GB of disk", "9.0 GB", "TMPDIR")),
+        (CARD, Plan(5), {"gpu_memory": 20}, 11e9, {}, ("GPU_MEMORY=20", "17.2 GB of this card")),
+        (CARD, Plan(17), {}, 11e9, {}, ("17.0 GiB", "16.0 GiB", '"per_device_train_batch_size": 3', "--anyway")),
+        (CARD, Plan(17), {}, 11e9, {"tokens_at_once": 800}, ('{"tokens_at_once": 300}',)),
+        (CARD, Plan(17, fitting=0), {}, 11e9, {}, ("PROFILE=colab",)),
+        (SHARED, Plan(13), {}, 11e9, {}, ("12.0 GiB (other programs use 4.0)",)),
+        (CARD, Plan(15.9), {}, 11e9, {}, ()),
+        (CARD, Plan(17), {"anyway": True}, 11e9, {}, ()),
+        (None, Plan(17), {}, 11e9, {}, ()),
     ],
-    ids=["disk", "more than the card", "memory", "not one row", "shared", "fits", "anyway", "no card"],
+    ids=["disk", "more than the card", "memory", "by tokens", "not one row", "shared", "fits", "anyway", "no card"],
 )
-def test_what_does_not_fit_is_refused(card, needs, given, free, parts):
+def test_what_does_not_fit_is_refused(card, needs, given, free, of_run, parts):
     args = SimpleNamespace(**{"gpu_memory": 0, "anyway": False, "nb": "03", "profile": "full"} | given)
-    check = (rehearse.refuse_what_does_not_fit, args, card, needs, 10e9, free)
+    check = (rehearse.refuse_what_does_not_fit, args, card, needs, 10e9, free, SimpleNamespace(**of_run))
     if not parts:
         check[0](*check[1:])
     else:

@@ -1,7 +1,6 @@
 """Guards a run: against a loss that is no number, memory that runs out, and a model that is no mere numbers."""
 
 import hashlib
-import math
 import re
 from pathlib import Path
 
@@ -24,41 +23,43 @@ REVISIONS = {  # for which the course was written; none is known of the copy in 
 
 
 class StopOnNaN(TrainerCallback):
-    """Raises CourseError in the forward pass whose loss is NaN or infinite: step, learning rate, rows, and a remedy.
+    """Raises CourseError at the step whose loss is NaN or infinite: step, learning rate, rows, and a remedy.
 
     The Trainer itself goes on, and by default (`logging_nan_inf_filter`) its log shows the last good loss instead. The
-    optimizer has not moved yet when this stops the run; with gradient accumulation the micro-batch at fault is named.
-    Rows count from 0, as in trainer.train_dataset[0]; of rows with the same input_ids all are named, by the column id
-    if the training data kept one. Cost: one device synchronization a forward pass. It needs a model that returns its
-    loss, as those of transformers (and trl's fused head) do when the batch has labels, unless labels are smoothed.
+    optimizer has not moved yet when this stops the run; with gradient accumulation, the rows of the micro-batch at
+    fault are named. Rows count from 0, as in trainer.train_dataset[0]; of rows with the same input_ids all are named,
+    by the column id if the training data kept one. Cost: a step waits until its forward passes are done, while the last
+    backward pass keeps the GPU busy. It needs a model that returns its loss, as those of transformers (and trl's fused
+    head) do when the batch has labels, unless labels are smoothed.
     """
 
-    hook = None
+    hook, losses = None, []
 
-    def on_train_begin(self, args, state, control, model=None, train_dataloader=None, optimizer=None, **kwargs):
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
         self.on_train_end(args, state, control)  # of a run that failed elsewhere, a hook may be left
+        self.hook, self.losses = model.register_forward_hook(self.note, with_kwargs=True), []
 
-        def look(module, inputs, keywords, outputs):
-            loss = getattr(outputs, "loss", None)
-            if not module.training or loss is None:
-                return
-            self.micro_batch += 1
-            if not math.isfinite(value := loss.mean().item()):
-                self.on_train_end(args, state, control)
+    def note(self, module, inputs, batch, outputs):
+        """Sends the loss of a forward pass to the CPU, for which nobody waits yet."""
+        loss = getattr(outputs, "loss", None)
+        if module.training and loss is not None:
+            arrived, loss = torch.cuda.Event() if loss.is_cuda else None, loss.detach().mean()
+            self.losses.append((loss.to("cpu", non_blocking=loss.is_cuda), arrived, batch))
+            if arrived:
+                arrived.record()
+
+    def on_pre_optimizer_step(self, args, state, control, optimizer=None, train_dataloader=None, **kwargs):
+        losses, self.losses = self.losses, []
+        for loss, arrived, batch in losses:
+            if arrived:
+                arrived.synchronize()
+            if not loss.isfinite():
                 rate = optimizer.param_groups[0]["lr"] if optimizer else args.learning_rate
-                place = f"step {state.global_step + 1}"
-                if args.gradient_accumulation_steps > 1:
-                    place += f" (micro-batch {self.micro_batch} of {args.gradient_accumulation_steps})"
-                where = f"{place}, learning rate {rate:.2g}, rows {_rows(keywords, train_dataloader.dataset)}"
+                rows = _rows(batch, train_dataloader.dataset)
+                where = f"step {state.global_step + 1}, learning rate {rate:.2g}, rows {rows} of the training data"
                 remedy = "look at these rows, lower learning_rate, or compute in bfloat16 or float32, not in float16"
-                raise CourseError(
-                    f"{where} of the training data: the loss is {value}, so the run was stopped; {remedy}."
-                )
-
-        self.hook = model.register_forward_hook(look, with_kwargs=True)
-
-    def on_step_begin(self, args, state, control, **kwargs):
-        self.micro_batch = 0
+                self.on_train_end(args, state, control)
+                raise CourseError(f"{where}: the loss is {loss.item()}, so the run was stopped; {remedy}.")
 
     def on_train_end(self, args, state, control, **kwargs):
         if self.hook:
@@ -78,7 +79,7 @@ def _rows(batch, dataset):
     return ", ".join(map(str, names)) or "unknown"
 
 
-def halve_when_full(trainer, planned=None):
+def halve_when_full(trainer, planned=None, tokens_at_once=None):
     """Lets `trainer` survive one lack of memory: the micro-batch is halved, accumulation doubled, the step repeated.
 
     Weights, data order and effective batch stay what they were, and random numbers are those of a run that had the
@@ -86,43 +87,46 @@ def halve_when_full(trainer, planned=None):
     this run, advises. (`auto_find_batch_size` of Trainer takes 0.9 of the batch, does not accumulate more, and begins
     again at step 0 with the weights of the step that failed.) Also raises CourseError if the loss of the model is a
     mean over the micro-batch while Trainer takes it for a share of the effective batch, and would add means up.
+
+    tokens_at_once: a micro-batch goes through the model in parts of so many positions at most (rows times the longest
+    one of the part), but never less than a row. So short rows go many at a time, long ones few, in the same memory.
     """
     if trainer.loss_is_scaled_for_ga is None and _averages(trainer):
-        remedy = "Trainer would add up those of accumulated micro-batches; set trainer.loss_is_scaled_for_ga = False"
+        remedy = "Trainer would add up those of accumulated micro-batches; set trainer.model_accepts_loss_kwargs = False"
         raise CourseError(f"the loss of {type(trainer.model).__name__} is a mean over its rows, and {remedy}.")
-    step, now, seen, state, micro = trainer.training_step, None, [], [], None
+    step, now, seen, state, most, halved = trainer.training_step, None, [], [], tokens_at_once, False
 
     def fits(model, inputs, items):
         """The loss, or None if memory ran out; then what the failed pass holds is free when this returns."""
         try:
-            return in_parts(model, inputs, items) if micro else step(model, dict(inputs), items)
+            return in_parts(model, inputs, items) if most else step(model, dict(inputs), items)
         except RuntimeError as error:
             if not isinstance(error, torch.OutOfMemoryError) and not should_reduce_batch_size(error):
                 raise
 
     def in_parts(model, inputs, items):
         steps, rows, losses = trainer.current_gradient_accumulation_steps, _rows_of(inputs), []
-        for begin in range(0, rows, micro):
-            part = {name: _part(value, rows, begin, begin + micro) for name, value in inputs.items()}
+        for part in _parts(inputs, most, trainer if tokens_at_once else None):
             trainer.current_gradient_accumulation_steps = steps * rows / _rows_of(part)  # what a mean is divided by
             losses.append(step(model, part, items))
         trainer.current_gradient_accumulation_steps = steps
         return sum(losses)
 
     def training_step(model, inputs, num_items_in_batch=None):
-        nonlocal micro, now
+        nonlocal most, halved, now
         if now != (now := (id(trainer.state), trainer.state.global_step)):
             seen.clear()  # the micro-batches of this step, to repeat them
             state[:] = torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
         seen.append(inputs)
         if (loss := fits(model, inputs, num_items_in_batch)) is not None:
             return loss
-        rows = _rows_of(inputs)
-        if micro or rows == 1:
-            raise CourseError(_advice(micro or rows, trainer, planned))
-        micro = (rows + 1) // 2
-        place = f"step {trainer.state.global_step + 1}: out of memory with {rows} rows at once"
-        print(f"{place}, so it is repeated with {micro} at once; the effective batch stays the same.")
+        rows, unit = _rows_of(inputs), "tokens" if tokens_at_once else "rows"
+        size = min(most or rows, inputs["input_ids"].numel() if tokens_at_once else rows)
+        if halved or rows == 1:
+            raise CourseError(_advice(size, unit, trainer, planned))
+        most, halved = (size + 1) // 2, True
+        place = f"step {trainer.state.global_step + 1}: out of memory with {size} {unit} at once"
+        print(f"{place}, so it is repeated with {most} at once; the effective batch stays the same.")
         model.zero_grad()
         clear_device_cache(garbage_collection=True)
         torch.set_rng_state(state[0])
@@ -130,10 +134,33 @@ def halve_when_full(trainer, planned=None):
             torch.cuda.set_rng_state(device, number)
         for batch in seen:
             if (loss := fits(model, batch, num_items_in_batch)) is None:
-                raise CourseError(_advice(micro, trainer, planned))
+                raise CourseError(_advice(most, unit, trainer, planned))
         return loss
 
     trainer.training_step = training_step
+
+
+def _parts(inputs, most, trainer=None):
+    """A batch in parts of at most `most` rows; given a trainer, of at most `most` tokens, and without columns that hold
+    nothing but padding."""
+    rows, widths, mask = _rows_of(inputs), None, inputs.get("attention_mask")
+    if trainer:
+        length = mask.shape[1]
+        multiple = getattr(trainer.data_collator, "pad_to_multiple_of", None) or 1
+        ends = (mask * torch.arange(1, length + 1, device=mask.device)).amax(dim=1).tolist()
+        widths = [min(length, -(-end // multiple) * multiple) for end in ends]
+    begin = 0
+    while begin < rows:
+        end = begin + 1
+        while end < rows and (end + 1 - begin) * (max(widths[begin : end + 1]) if widths else 1) <= most:
+            end += 1
+        part = {name: _part(value, rows, begin, end) for name, value in inputs.items()}
+        if widths:
+            long = [name for name, value in inputs.items() if getattr(value, "shape", None) == mask.shape]
+            long = [name for name in long if name != "labels" or not trainer.model.config.is_encoder_decoder]
+            part |= {name: part[name][:, : max(widths[begin:end])] for name in long}
+        yield part
+        begin = end
 
 
 def _averages(trainer):
@@ -159,8 +186,8 @@ def _part(value, rows, begin, end):
     return value[begin:end] if torch.is_tensor(value) and value.shape[:1] == (rows,) else value
 
 
-def _advice(rows, trainer, planned):
-    """What to do when half of the micro-batch, or one row, is too much."""
+def _advice(size, unit, trainer, planned):
+    """What to do when half of the micro-batch, or one row, is too much; size: its "rows" or "tokens"."""
     advice = []
     if planned:
         advice.append(f"the plan of this run was {planned['total'] / GIB:.1f} GiB")
@@ -168,11 +195,12 @@ def _advice(rows, trainer, planned):
         card = torch.cuda.get_device_properties(0).total_memory / GIB
         advice.append(f"this card has {card:.1f} GiB" + (" in all" if not planned else ""))
         advice += [f"enough for {planned.largest_batch(card)} rows at once by the plan"] if planned else []
-    smaller = max(1, rows // 2)
+    smaller = max(1, size // 2)
     steps = trainer.args.train_batch_size * trainer.args.gradient_accumulation_steps // smaller
     remedy = f"set per_device_train_batch_size to {smaller} and gradient_accumulation_steps to {steps}"
+    remedy = f"set tokens_at_once to {smaller}" if unit == "tokens" else remedy
     remedy += ", turn activation_checkpointing on, shorten max_length, or close what else uses the card"
-    place = f"step {trainer.state.global_step + 1}: out of memory again, with {rows} rows at once"
+    place = f"step {trainer.state.global_step + 1}: out of memory again, with {size} {unit} at once"
     return f"{place}; {', '.join(advice)}{'; ' * bool(advice)}{remedy}."
 
 
