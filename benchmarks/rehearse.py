@@ -131,7 +131,8 @@ def plan_of(path, run, rows):
     shapes = {"input_ids": rows["longest"], "labels": rows["target"]}
     batch_of = {name: SimpleNamespace(shape=(batch, length)) for name, length in shapes.items()}
     given = {"length": rows["longest"], "lengths": [rows["longest"]], "longest_batch": batch_of, "torch": torch}
-    given |= {"math": math, "num_labels": rows["classes"], "linear_names": "all-linear"}  # what the lessons read off the model
+    given |= {"math": math}
+    given |= {"num_labels": rows["classes"], "linear_names": "all-linear"}  # what the lessons read off the model
     found, _ = assignments(path)
     config = json.loads((MODELS / "full_size.json").read_text("utf-8")).get(run.model_id)
     given |= {"model": SimpleNamespace(config=SimpleNamespace(**config))} if config else {}

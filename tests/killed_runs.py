@@ -19,6 +19,7 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import peft
 import safetensors.torch
 import torch
 import transformers
@@ -31,12 +32,14 @@ from transformers import (
     TrainerCallback,
     TrainerState,
     TrainingArguments,
+    default_data_collator,
     set_seed,
 )
 
 from utils import checkpoints
 
 STEPS, SAVE, FILES = 22, 5, 6  # an epoch has 8 steps; the weights, four of torch.save, and trainer_state.json
+TOKENIZER = Path(__file__).resolve().parents[1] / "data" / "models" / "tiny-bert"
 TIMES = ("runtime", "per_second", "total_flos", "train_loss")
 
 
@@ -78,11 +81,62 @@ def die_in_save(folder, number, half):
     TrainerState.save_to_json = patched(TrainerState.save_to_json, 1)
 
 
-def make(folder, callbacks=(), **changes):
-    """A trainer of a tiny BERT with dropout, evaluations, early stopping and accumulation."""
+def die_before(folder, number, half):
+    """kill -9 when file `number` of `folder` is about to be written; `half`: then the newest one is only half there.
+
+    Returns a callback, in whose on_save all files are there, and a list that grows by one at each of these moments.
+    """
+    moments = []
+
+    def moment(*args, **kwargs):
+        moments.append(len(moments) + 1)
+        if moments[-1] == number:
+            newest = max(folder.iterdir(), key=lambda path: path.stat().st_mtime_ns, default=None)
+            if half and newest:
+                os.truncate(newest, newest.stat().st_size // 2)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def before(write):  # what no Python of its own opens a file for
+        def wrapper(*args, **kwargs):
+            if any(folder in (path := Path(str(arg)), path.parent) for arg in args[:2]):
+                moment()
+            return write(*args, **kwargs)
+
+        return wrapper
+
+    def opened(event, args):
+        if event == "open" and isinstance(args[0], str) and (args[1] or "r")[0] in "wax":
+            moment() if Path(args[0]).parent == folder else None
+
+    torch.save, peft.peft_model.safe_save_file = before(torch.save), before(peft.peft_model.safe_save_file)
+    fast = transformers.PreTrainedTokenizerFast
+    fast.save_pretrained = before(fast.save_pretrained)
+    sys.addaudithook(opened)
+
+    class Saved(TrainerCallback):
+        def on_save(self, args, state, control, **kwargs):
+            if state.global_step == int(folder.name[11:]):
+                moment()
+
+    return Saved(), moments
+
+
+def adapter_moments(place):
+    """How many moments die_before knows in a save of an adapter, its tokenizer and the states."""
+    saved, moments = die_before(place / "checkpoint-10", 0, False)
+    train(place, callbacks=[saved], adapter=True)
+    return moments
+
+
+def make(folder, callbacks=(), adapter=False, **changes):
+    """A trainer of a tiny BERT, or of an adapter on it, with dropout, evaluations, early stopping and accumulation."""
     set_seed(0)
     sizes = dict(vocab_size=60, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)
     model = BertForSequenceClassification(BertConfig(**sizes, hidden_dropout_prob=0.1))
+    tokenizer = None
+    if adapter:
+        lora = peft.LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query"], lora_dropout=0.1)
+        model, tokenizer = peft.get_peft_model(model, lora), transformers.AutoTokenizer.from_pretrained(TOKENIZER)
     rows = Dataset.from_dict(
         {"input_ids": [[1, 2, 3 + i % 50] for i in range(32)], "labels": [i % 2 for i in range(32)]}
     )
@@ -91,7 +145,8 @@ def make(folder, callbacks=(), **changes):
     options |= dict(load_best_model_at_end=True, metric_for_best_model="loss", report_to=[], disable_tqdm=True)
     options |= dict(use_cpu=True, restore_callback_states_from_checkpoint=True)
     args = TrainingArguments(folder, **options | changes)
-    return Trainer(model, args, train_dataset=rows, eval_dataset=rows.select(range(8)), callbacks=[*callbacks])
+    data = dict(train_dataset=rows, eval_dataset=rows.select(range(8)), processing_class=tokenizer)
+    return Trainer(model, args, **data, callbacks=[*callbacks], data_collator=default_data_collator)
 
 
 def train(folder, resume=False, callbacks=(), patience=9, cold=False, **changes):
@@ -178,6 +233,17 @@ def main(folder, every):
                 return train(p)
 
             cases[f"file {number} {'half' if half else 'whole'}"] = (broken, again)
+    whole = dict(adapter=True)
+    cases["adapter, uninterrupted"] = (lambda p: train(p, **whole), lambda p: again(p, **whole))
+    last = len(forked(lambda: adapter_moments(place)))
+    for number in range(1, last + 1):
+        for half in (True, False) if every else [False] * (number == last) or [True] * (number % 4 == 0):
+
+            def killed(p, number=number, half=half):
+                return train(p, callbacks=[die_before(p / "checkpoint-10", number, half)[0]], **whole)
+
+            name = f"adapter, {'half ' if half else ''}before file {number} of {last - 1}"
+            cases[name] = (killed, lambda p: again(p, **whole))
     cases["disk full"] = (disk_full, freed)
     cases["without states"] = (cases["step 11"][0], without_states)
     cases["without states, cold"] = (cases["step 11"][0], lambda p: without_states(p, cold=True))

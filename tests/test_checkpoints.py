@@ -65,6 +65,22 @@ def test_a_kill_in_the_middle_of_a_save_loses_only_that_save(runs):
         assert (BROKEN in resumed["said"]) != whole, name
 
 
+def test_a_kill_in_the_middle_of_a_save_of_an_adapter_loses_only_that_save(runs):
+    """Its files, those of its tokenizer, and the states: before each, also while the one before it is half there."""
+    expected = outcome(runs["adapter, uninterrupted"][0])
+    assert expected["weights"] != runs["uninterrupted"][0]["weights"]
+    cases = {name: case for name, case in runs.items() if name.startswith("adapter, ") and "file" in name}
+    last = max(int(name.split()[-1]) for name in cases)
+    assert last >= 9, "adapter, its configuration and card, two of the tokenizer, arguments, three states, the end"
+    assert len(cases) in (2 * (last + 1), last // 4 + 1)
+    for name, (first, resumed) in cases.items():
+        assert first == {"died": -signal.SIGKILL}, name
+        assert outcome(resumed) == expected, name
+        whole = name == f"adapter, before file {last + 1} of {last}"
+        assert resumed["from"] == ("checkpoint-10" if whole else "checkpoint-5"), name
+        assert (BROKEN in resumed["said"]) != whole, name
+
+
 def test_a_training_that_had_ended_ends_in_the_same_place_again(runs):
     for name in ("uninterrupted", "stopped early"):
         first, resumed = runs[name]
@@ -348,18 +364,24 @@ from utils import checkpoints
 folder, wins = Path(sys.argv[1]), []
 for round in range(4):
     (folder / checkpoints.LOCK).write_text(json.dumps({"pid": 2**22 + 1, "host": os.uname().nodename, "started": 1}))
-    start, children = time.time() + 0.05, []
+    start, children, (read, write) = time.time() + 0.05, [], os.pipe()
     for number in range(6):
         if not (pid := os.fork()):
             time.sleep(max(0, start - time.time()))
             try:
                 checkpoints.own_folder(folder)
-                time.sleep(0.3)
+                os.read(read, 1)  # it owns the folder until all others have tried
                 os._exit(1)
             except ValueError:
                 os._exit(0)
         children.append(pid)
-    wins.append(sum(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children))
+    ended, late = [], time.time() + 20
+    while len(ended) < 5 and time.time() < late:
+        pid, status = os.waitpid(-1, os.WNOHANG)
+        ended += [status] if pid else time.sleep(0.01) or []
+    os.write(write, b"......")
+    ended += [os.waitpid(-1, 0)[1] for _ in range(6 - len(ended))]
+    wins.append(sum(map(os.waitstatus_to_exitcode, ended)))
 print(wins)
 """
 

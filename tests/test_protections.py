@@ -16,6 +16,11 @@ PROTECTIONS = {  # name: (file of utils, what to replace by "False and" it, test
         "if pickles and not SAFE",
         f"{SECURITY}::test_a_pickled_model_is_refused_and_stays_closed",
     ),
+    "pickles of the hub": (
+        "guard.py",
+        "if not (converted or ",
+        f"{SECURITY}::test_a_hub_model_with_a_pickle_only_is_refused_and_it_is_not_even_fetched",
+    ),
     "code of a model": (
         "guard.py",
         'if "auto_map" in ',
@@ -38,7 +43,7 @@ PROTECTIONS = {  # name: (file of utils, what to replace by "False and" it, test
     ),
     "a loss that is no number": (
         "guard.py",
-        "if not math.isfinite(",
+        "if not loss.isfinite()",
         f"{GUARD}::test_a_planted_nan_stops_the_run_at_its_step",
     ),
     "another tokenizer": (

@@ -1,15 +1,20 @@
 """Models and adapters bring numbers, never code; what does not fit a model is refused before its weights are loaded."""
 
+import ast
 import hashlib
 import json
 import os
 import shutil
+import subprocess
+import sys
 from types import SimpleNamespace
 
+import mini_hub
 import pytest
 import torch
 from conftest import ROOT, refusal
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from utils import adapters, guard
@@ -56,6 +61,72 @@ def test_a_pickled_model_beside_other_tensors_is_refused(model):
     (model / "model.safetensors").rename(model / "other.safetensors")
     torch.save({}, model / "pytorch_model.bin")
     assert "pytorch_model.bin can run code" in refusal(guard.check_model, str(model))
+
+
+def ask(hub, home, code):
+    """Runs code in a process whose hub is at the address `hub`, with a cache of its own in `home`."""
+    own = {"HF_ENDPOINT": hub, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0", "PYTHONPATH": str(ROOT)}
+    own["PYTHONPATH"] += os.pathsep + os.environ.get("PYTHONPATH", "")
+    return subprocess.run([sys.executable, "-c", code], env=os.environ | own, capture_output=True, text=True)
+
+
+@pytest.fixture
+def pickled(tmp_path):
+    """A model whose main branch on the hub is a malicious pickle; the folder of the copy that the bot has converted."""
+    main, copy = (shutil.copytree(MODELS / "tiny-opt", tmp_path / name) for name in ("main", "copy"))
+    (main / "model.safetensors").unlink()
+    torch.save(Payload(tmp_path / "opened"), main / "pytorch_model.bin")
+    with mini_hub.serve("some/opt", main, copy) as (address, asked):
+        yield SimpleNamespace(address=address, asked=asked, canary=tmp_path / "opened")
+
+
+def test_a_hub_model_with_a_pickle_only_is_refused_and_it_is_not_even_fetched(pickled, tmp_path):
+    refused = ask(pickled.address, tmp_path / "home", "from utils import guard; guard.check_model('some/opt')")
+    assert "CourseError: some/opt: there are no weights in the safetensors format; a pickle can run" in refused.stderr
+    assert "/some/opt/resolve/main/model.safetensors" in pickled.asked
+    assert not any(path.endswith(".bin") for path in pickled.asked)
+    assert not pickled.canary.exists()
+
+
+def test_where_the_hub_has_a_pickle_only_the_bots_copy_is_loaded_and_the_pickle_is_not_fetched(pickled, tmp_path):
+    code = "from utils import guard; guard.check_model('some/opt', converted=True);"
+    code += "from transformers import AutoModelForCausalLM;"
+    code += "model = AutoModelForCausalLM.from_pretrained('some/opt', use_safetensors={});"
+    code += "print(model.get_input_embeddings().weight.double().sum().item())"
+    loaded = ask(pickled.address, tmp_path / "one", code.format(True))
+    weights = load_file(MODELS / "tiny-opt" / "model.safetensors")
+    table = next(table for name, table in weights.items() if name.endswith("embed_tokens.weight"))
+    assert float(loaded.stdout) == table.double().sum().item(), loaded.stderr
+    assert "/some/opt/resolve/refs/pr/1/model.safetensors" in pickled.asked
+    assert not any(path.endswith(".bin") for path in pickled.asked)
+    other = ask(pickled.address, tmp_path / "two", code.format(None))  # the control: as transformers does by default
+    assert "/some/opt/resolve/main/pytorch_model.bin" in pickled.asked
+    assert "Weights only load failed" in other.stderr
+    assert not pickled.canary.exists()
+
+
+def test_a_cached_pickle_is_refused(cached):
+    (cached.folder / "snapshots" / guard.REVISIONS[cached.name] / "model.safetensors").rename(
+        cached.folder / "snapshots" / guard.REVISIONS[cached.name] / "pytorch_model.bin"
+    )
+    assert f"{cached.name}: there are no weights in the safetensors format" in refusal(guard.check_model, cached.name)
+
+
+@pytest.mark.parametrize("path", ["04_opt_lora_sft.ipynb", "solutions/04_opt_lora_sft.ipynb"])
+def test_the_lesson_whose_model_is_a_pickle_on_the_hub_loads_with_use_safetensors(path):
+    written = json.loads((ROOT / "notebooks" / path).read_text("utf-8"))["cells"]
+    codes = ["".join(cell["source"]) for cell in written if cell["cell_type"] == "code"]
+    source = "\n".join(code for code in codes if "AutoModel" in code)
+    names, loads = {"use_safetensors"}, 0
+    for node in ast.walk(ast.parse(source)):  # names of dicts that have it
+        if isinstance(node, ast.Assign | ast.AugAssign) and "use_safetensors=True" in ast.unparse(node.value):
+            names.add(ast.unparse(node.targets[0] if isinstance(node, ast.Assign) else node.target))
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "AutoModelForCausalLM.from_pretrained":
+            loads += 1
+            given = {keyword.arg or getattr(keyword.value, "id", "") for keyword in node.keywords}
+            assert given & names, ast.unparse(node)
+    assert loads
 
 
 def test_a_pickled_adapter_is_refused_and_stays_closed(tmp_path):

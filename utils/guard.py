@@ -8,6 +8,7 @@ import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from huggingface_hub import try_to_load_from_cache
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, Trainer, TrainerCallback
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, has_file
 
 from utils import checkpoints
 from utils.checks import CourseError
@@ -20,6 +21,8 @@ REVISIONS = {  # for which the course was written; none is known of the copy in 
     "facebook/opt-1.3b": "3f5c25d0bc631cb57ac65913f76e22c2dfb61d62",
     "google/gemma-2-9b-it": "11c9b309abf73637e4b6f9a3fa1e92e615547819",
 }
+
+SAFE_WEIGHTS = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)
 
 
 class StopOnNaN(TrainerCallback):
@@ -92,7 +95,9 @@ def halve_when_full(trainer, planned=None, tokens_at_once=None):
     one of the part), but never less than a row. So short rows go many at a time, long ones few, in the same memory.
     """
     if trainer.loss_is_scaled_for_ga is None and _averages(trainer):
-        remedy = "Trainer would add up those of accumulated micro-batches; set trainer.model_accepts_loss_kwargs = False"
+        remedy = (
+            "Trainer would add up those of accumulated micro-batches; set trainer.model_accepts_loss_kwargs = False"
+        )
         raise CourseError(f"the loss of {type(trainer.model).__name__} is a mean over its rows, and {remedy}.")
     step, now, seen, state, most, halved = trainer.training_step, None, [], [], tokens_at_once, False
 
@@ -204,14 +209,17 @@ def _advice(size, unit, trainer, planned):
     return f"{place}; {', '.join(advice)}{'; ' * bool(advice)}{remedy}."
 
 
-def check_model(model_id):
+def check_model(model_id, converted=False):
     """Checks a model, a folder or a hub id, before its weights are loaded.
 
-    Raises CourseError if it is neither here nor in the cache while the hub cannot be asked; if a folder's weights are
-    not safetensors; if a file in the cache is damaged; if it brings code of its own; or if its tokenizer has ids beyond
+    Raises CourseError if it is neither here nor in the cache while the hub cannot be asked; if its weights are not
+    safetensors; if a file in the cache is damaged; if it brings code of its own; or if its tokenizer has ids beyond
     the model's embeddings. Says so if the hub has another revision than the course was written for.
+    converted: where the hub has a pickle only, the copy that its bot converted will do. The caller then loads with
+    use_safetensors=True, which takes that copy, and never opens the pickle.
     """
-    if Path(model_id).is_dir():
+    is_folder = Path(model_id).is_dir()
+    if is_folder:
         checkpoints.safe_weights(model_id)
     try:
         if "auto_map" in PreTrainedConfig.get_config_dict(model_id)[0]:
@@ -219,12 +227,15 @@ def check_model(model_id):
             raise CourseError(f"{model_id}: config.json names Python files of its own (auto_map); {remedy}.")
         config = AutoConfig.from_pretrained(model_id, trust_remote_code=False)
         tokenizer = AutoTokenizer.from_pretrained(model_id, trust_remote_code=False)
+        if not (converted or is_folder or any(has_file(model_id, name) for name in SAFE_WEIGHTS)):
+            remedy = "a pickle can run code when it is opened; take a model whose main branch has safetensors"
+            raise CourseError(f"{model_id}: there are no weights in the safetensors format; {remedy}.")
     except CourseError:
         raise
     except (OSError, ValueError) as error:
         remedy = "correct model_id, go online, accept the model's terms on its page at the hub, or use PROFILE = 'tiny'"
         raise CourseError(f"{model_id}: {' '.join(str(error).split())[:200]} …; {remedy}.") from None
-    if not Path(model_id).is_dir():
+    if not is_folder:
         _check_cache(model_id)
     vocabulary = tokenizer.get_vocab()
     token = max(vocabulary, key=vocabulary.get)
