@@ -381,6 +381,11 @@ def test_parts_by_tokens_are_halved_too(kind, tmp_path, capsys):
     assert given == [(4, 8), (2, 8), (2, 4), (2, 8), (2, 8), (4, 3)]
     assert "step 1: out of memory with 32 tokens at once, so it is repeated with 16 at once" in capsys.readouterr().out
     made, given = uneven(kind, tmp_path, max_steps=3)
+    halve_when_full(made, tokens_at_once=16)  # it happens in a part
+    fail(made, rows=1, times=1)
+    assert same(wanted, outcome(made), 1e-5)
+    assert given == [(2, 8), (1, 8), (1, 5), (2, 4), *[(1, 8)] * 4, (2, 3), (2, 3)]
+    made, given = uneven(kind, tmp_path, max_steps=3)
     halve_when_full(made, tokens_at_once=1000)  # more than the batch has
     fail(made, rows=1)
     assert "out of memory again, with 16 tokens at once; set tokens_at_once to 8, turn" in refusal(made.train)

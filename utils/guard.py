@@ -111,10 +111,12 @@ def halve_when_full(trainer, planned=None, tokens_at_once=None):
 
     def in_parts(model, inputs, items):
         steps, rows, losses = trainer.current_gradient_accumulation_steps, _rows_of(inputs), []
-        for part in _parts(inputs, most, trainer if tokens_at_once else None):
-            trainer.current_gradient_accumulation_steps = steps * rows / _rows_of(part)  # what a mean is divided by
-            losses.append(step(model, part, items))
-        trainer.current_gradient_accumulation_steps = steps
+        try:
+            for part in _parts(inputs, most, trainer if tokens_at_once else None):
+                trainer.current_gradient_accumulation_steps = steps * rows / _rows_of(part)  # what a mean is divided by
+                losses.append(step(model, part, items))
+        finally:
+            trainer.current_gradient_accumulation_steps = steps
         return sum(losses)
 
     def training_step(model, inputs, num_items_in_batch=None):
