@@ -244,6 +244,11 @@ def main(folder, every):
 
             name = f"adapter, {'half ' if half else ''}before file {number} of {last - 1}"
             cases[name] = (killed, lambda p: again(p, **whole))
+    by_length = dict(train_sampling_strategy="group_by_length")
+    cases["by length, uninterrupted"] = (lambda p: train(p, **by_length), lambda p: again(p, **by_length))
+    for step in (4, 9, 11, 17, 22):  # in all epochs
+        dies = functools.partial(train, callbacks=[Die(step, "end")], **by_length)
+        cases[f"by length, step {step}"] = (dies, lambda p: again(p, **by_length))
     cases["disk full"] = (disk_full, freed)
     cases["without states"] = (cases["step 11"][0], without_states)
     cases["without states, cold"] = (cases["step 11"][0], lambda p: without_states(p, cold=True))

@@ -81,6 +81,16 @@ def test_a_kill_in_the_middle_of_a_save_of_an_adapter_loses_only_that_save(runs)
         assert (BROKEN in resumed["said"]) != whole, name
 
 
+def test_rows_grouped_by_length_come_in_the_same_order_after_a_resumption_in_any_epoch(runs):
+    expected = outcome(runs["by length, uninterrupted"][0])
+    assert expected["weights"] != runs["uninterrupted"][0]["weights"]
+    cases = {name: case for name, case in runs.items() if name.startswith("by length, step")}
+    assert len(cases) == 5
+    for name, (first, resumed) in cases.items():
+        assert first == {"died": -signal.SIGKILL}, name
+        assert outcome(resumed) == expected, name
+
+
 def test_a_training_that_had_ended_ends_in_the_same_place_again(runs):
     for name in ("uninterrupted", "stopped early"):
         first, resumed = runs[name]

@@ -196,13 +196,34 @@ def fingerprint(trainer):
     return json.loads(json.dumps(found, default=lambda value: sorted(value) if isinstance(value, set) else str(value)))
 
 
+def _repeatable_order(trainer):
+    """Draws the order of rows grouped by length from seed and epoch, from the second epoch on.
+
+    Trainer draws it from the random numbers of the moment: in the first epoch those that it has seeded itself, later
+    those that the run has come to, and a resumption comes to others.
+    """
+    import torch
+    from transformers import TrainerCallback
+    from transformers.trainer_pt_utils import LengthGroupedSampler
+
+    class Order(TrainerCallback):
+        def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
+            sampler = getattr(getattr(train_dataloader, "batch_sampler", None), "sampler", None)
+            if (epoch := int(state.epoch or 0)) and isinstance(sampler, LengthGroupedSampler):
+                sampler.generator = torch.Generator().manual_seed(args.seed + epoch)
+
+    trainer.add_callback(Order())
+
+
 def start(trainer, resume=False, cold=False):
     """Prepares the output folder of `trainer`; returns the checkpoint to go on from, or None to begin anew.
 
     resume=False: checkpoints of an earlier run are moved aside, to <folder>-earlier. resume=True: the newest whole
     checkpoint is returned if what decides the run is as it was, else CourseError names the difference. Also raises
     CourseError if the disk has no room for the checkpoints. Call it right before trainer.train, on an untrained model.
+    Rows grouped by length get the same order in each epoch of a run and of its resumption.
     """
+    _repeatable_order(trainer)
     folder, earlier = Path(trainer.args.output_dir), Path(f"{trainer.args.output_dir}-earlier")
     limit = (trainer.args.save_total_limit or 1) + 1  # an old one is deleted when the new one is there
     need = 3 * limit * sum(p.numel() * p.element_size() for p in trainer.model.parameters() if p.requires_grad)
