@@ -54,15 +54,19 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(runs):
     assert {None, "checkpoint-5", "checkpoint-10", "checkpoint-20"} == set(sources) - {"checkpoint-15"}
 
 
+def only_that_save_is_lost(cases, expected, whole):
+    """Each case goes on from the save before, as if nothing had happened; `whole` from the one that was just done."""
+    for name, (first, resumed) in cases.items():
+        assert first == {"died": -signal.SIGKILL}, name
+        assert outcome(resumed) == expected, name
+        assert resumed["from"] == ("checkpoint-10" if name == whole else "checkpoint-5"), name
+        assert (BROKEN in resumed["said"]) != (name == whole), name
+
+
 def test_a_kill_in_the_middle_of_a_save_loses_only_that_save(runs):
     cases = {name: case for name, case in runs.items() if name.startswith("file ")}
     assert len(cases) in (killed_runs.FILES + 1, 2 * killed_runs.FILES)
-    for name, (first, resumed) in cases.items():
-        assert first == {"died": -signal.SIGKILL}, name
-        assert outcome(resumed) == outcome(runs["uninterrupted"][0]), name
-        whole = name == f"file {killed_runs.FILES} whole"
-        assert resumed["from"] == ("checkpoint-10" if whole else "checkpoint-5"), name
-        assert (BROKEN in resumed["said"]) != whole, name
+    only_that_save_is_lost(cases, outcome(runs["uninterrupted"][0]), f"file {killed_runs.FILES} whole")
 
 
 def test_a_kill_in_the_middle_of_a_save_of_an_adapter_loses_only_that_save(runs):
@@ -73,12 +77,7 @@ def test_a_kill_in_the_middle_of_a_save_of_an_adapter_loses_only_that_save(runs)
     last = max(int(name.split()[-1]) for name in cases)
     assert last >= 9, "adapter, its configuration and card, two of the tokenizer, arguments, three states, the end"
     assert len(cases) in (2 * (last + 1), last // 4 + 1)
-    for name, (first, resumed) in cases.items():
-        assert first == {"died": -signal.SIGKILL}, name
-        assert outcome(resumed) == expected, name
-        whole = name == f"adapter, before file {last + 1} of {last}"
-        assert resumed["from"] == ("checkpoint-10" if whole else "checkpoint-5"), name
-        assert (BROKEN in resumed["said"]) != whole, name
+    only_that_save_is_lost(cases, expected, f"adapter, before file {last + 1} of {last}")
 
 
 def test_rows_grouped_by_length_come_in_the_same_order_after_a_resumption_in_any_epoch(runs):

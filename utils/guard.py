@@ -203,9 +203,10 @@ def _advice(size, unit, trainer, planned):
         advice.append(f"this card has {card:.1f} GiB" + (" in all" if not planned else ""))
         advice += [f"enough for {planned.largest_batch(card)} rows at once by the plan"] if planned else []
     smaller = max(1, size // 2)
-    steps = trainer.args.train_batch_size * trainer.args.gradient_accumulation_steps // smaller
-    remedy = f"set per_device_train_batch_size to {smaller} and gradient_accumulation_steps to {steps}"
-    remedy = f"set tokens_at_once to {smaller}" if unit == "tokens" else remedy
+    remedy = f"set tokens_at_once to {smaller}"
+    if unit == "rows":
+        steps = trainer.args.train_batch_size * trainer.args.gradient_accumulation_steps // smaller
+        remedy = f"set per_device_train_batch_size to {smaller} and gradient_accumulation_steps to {steps}"
     remedy += ", turn activation_checkpointing on, shorten max_length, or close what else uses the card"
     place = f"step {trainer.state.global_step + 1}: out of memory again, with {size} {unit} at once"
     return f"{place}; {', '.join(advice)}{'; ' * bool(advice)}{remedy}."
