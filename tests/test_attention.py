@@ -3,6 +3,7 @@ FlashAttention inside compiled layers."""
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import (
     AutoConfig,
     AutoModelForSeq2SeqLM,
@@ -88,6 +89,50 @@ def test_padding_on_the_right_needs_no_mask_and_on_the_left_it_does(side, moves)
 
 GEMMA = dict(vocab_size=64, hidden_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)
 GEMMA |= dict(intermediate_size=64, initializer_range=0.7, pad_token_id=0, num_labels=3, use_cache=False)
+
+
+@pytest.mark.parametrize("window", [4096, 5], ids=["whole rows", "window"])
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_classifier_that_computes_only_the_last_token_answers_and_learns_the_same(
+    window, side, checkpointing, monkeypatch
+):
+    ids = torch.randint(1, 64, (4, 20), generator=torch.Generator().manual_seed(0))
+    for row, length in enumerate((12, 20, 3, 1)):
+        ids[row, length:] = 0
+    ids = ids.flip(1) if side == "left" else ids
+    found, kept = [], []
+    for change in (lambda model: model, attention.read_last_token, attention.read_last_token):
+        if len(found) == 2:  # a negative control: one token earlier is another answer
+            monkeypatch.setattr(attention, "_find_last_token", earlier)
+        torch.manual_seed(0)
+        layers = 3 if window == 5 else 2  # a layer with a window, or one without, is the last
+        config = AutoConfig.for_model("gemma2", **GEMMA | dict(num_hidden_layers=layers, sliding_window=window))
+        model = change(AutoModelForSequenceClassification.from_config(config, attn_implementation="eager"))
+        names = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj"]
+        lora = dict(target_modules=names, modules_to_save=["score"], init_lora_weights=False)
+        model = get_peft_model(model, LoraConfig(task_type="SEQ_CLS", r=4, **lora)).train()
+        if checkpointing:
+            model.enable_input_require_grads()
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        batch = dict(input_ids=ids, attention_mask=(ids > 0).long(), labels=torch.tensor([0, 1, 2, 0]))
+        kept.append(memory.saved_bytes(model, batch))
+        output = model(**batch)
+        output.loss.backward()
+        found.append([output.logits.detach(), *(p.grad for p in model.parameters() if p.requires_grad)])
+    usual, last, wrong = found
+    for one, other in zip(usual, last, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4 * one.abs().max().item())
+    assert not torch.allclose(usual[0], wrong[0], atol=1e-2)
+    assert checkpointing or kept[1] < 0.85 * kept[0]
+
+
+def earlier(decoder, args, kwargs, find=attention._find_last_token):
+    find(decoder, args, kwargs)
+    last, hidden = decoder.layers[-1].last
+    decoder.layers[-1].last = (last - 1).clamp(0), hidden
+
+
 on_hopper = torch.cuda.is_available() and attention.fastest() == attention.FLASH
 
 

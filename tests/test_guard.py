@@ -1,5 +1,6 @@
 """A loss that is no number stops the run at its step; a lack of memory halves the micro-batch once, and only that."""
 
+import itertools
 import math
 from types import SimpleNamespace
 
@@ -363,7 +364,7 @@ def test_parts_by_tokens_are_the_same_step_in_less_memory(kind, tmp_path):
     parts, given = uneven(kind, tmp_path, max_steps=3)
     halve_when_full(parts, tokens_at_once=16)
     assert same(wanted, outcome(parts), 1e-5)
-    assert given == [(2, 8), (2, 4), (2, 8), (2, 8), (4, 3)], "not as many as fit, or padding was left"
+    assert given == [(1, 8), (3, 5), (2, 8), (2, 8), (4, 3)], "too many parts, or uneven ones, or padding was left"
     one, given = uneven(kind, tmp_path, max_steps=3)
     halve_when_full(one, tokens_at_once=1)
     assert same(wanted, outcome(one), 1e-5)
@@ -378,17 +379,32 @@ def test_parts_by_tokens_are_halved_too(kind, tmp_path, capsys):
     halve_when_full(made, tokens_at_once=32)
     fail(made, rows=2, times=1)
     assert same(wanted, outcome(made), 1e-5)
-    assert given == [(4, 8), (2, 8), (2, 4), (2, 8), (2, 8), (4, 3)]
+    assert given == [(4, 8), (1, 8), (3, 5), (2, 8), (2, 8), (4, 3)]
     assert "step 1: out of memory with 32 tokens at once, so it is repeated with 16 at once" in capsys.readouterr().out
     made, given = uneven(kind, tmp_path, max_steps=3)
     halve_when_full(made, tokens_at_once=16)  # it happens in a part
     fail(made, rows=1, times=1)
     assert same(wanted, outcome(made), 1e-5)
-    assert given == [(2, 8), (1, 8), (1, 5), (2, 4), *[(1, 8)] * 4, (2, 3), (2, 3)]
+    assert given == [(1, 8), (3, 5), (1, 8), (1, 5), (2, 4), *[(1, 8)] * 4, (2, 3), (2, 3)]
     made, given = uneven(kind, tmp_path, max_steps=3)
     halve_when_full(made, tokens_at_once=1000)  # more than the batch has
     fail(made, rows=1)
     assert "out of memory again, with 16 tokens at once; set tokens_at_once to 8, turn" in refusal(made.train)
+
+
+def test_no_other_cuts_make_fewer_parts_or_a_smaller_largest_one():
+    from utils.guard import _cuts
+
+    assert _cuts([9], 1) == [0, 1]
+    assert _cuts([1] * 32, 12) == [0, 11, 22, 32]
+    for widths in itertools.product((1, 3, 4, 8), repeat=5):
+        for most in (8, 11, 16, 40):
+            size = lambda a, b: (b - a) * max(widths[a:b])  # noqa: B023, E731
+            ways = [[0, *cuts, 5] for count in range(5) for cuts in itertools.combinations(range(1, 5), count)]
+            largest = {tuple(way): max(itertools.starmap(size, itertools.pairwise(way))) for way in ways}
+            fit = [(len(way), largest[way]) for way in largest if largest[way] <= most]
+            found = tuple(_cuts(list(widths), most))
+            assert (len(found), largest[found]) == min(fit), (widths, most)
 
 
 def test_parts_keep_padding_on_the_left_and_the_collators_multiple():

@@ -1,6 +1,8 @@
 """Guards a run: against a loss that is no number, memory that runs out, and a model that is no mere numbers."""
 
+import bisect
 import hashlib
+import itertools
 import re
 from pathlib import Path
 
@@ -154,20 +156,31 @@ def _parts(inputs, most, trainer=None):
     if trainer:
         length = mask.shape[1]
         multiple = getattr(trainer.data_collator, "pad_to_multiple_of", None) or 1
-        ends = (mask * torch.arange(1, length + 1, device=mask.device)).amax(dim=1).tolist()
-        widths = [min(length, -(-end // multiple) * multiple) for end in ends]
-    begin = 0
-    while begin < rows:
-        end = begin + 1
-        while end < rows and (end + 1 - begin) * (max(widths[begin : end + 1]) if widths else 1) <= most:
-            end += 1
+        last = (mask * torch.arange(1, length + 1, device=mask.device)).amax(dim=1).tolist()
+        widths = [min(length, -(-end // multiple) * multiple) for end in last]
+    ends = _cuts(widths or [1] * rows, most)
+    for begin, end in itertools.pairwise(ends):
         part = {name: _part(value, rows, begin, end) for name, value in inputs.items()}
         if widths:
             long = [name for name, value in inputs.items() if getattr(value, "shape", None) == mask.shape]
             long = [name for name in long if name != "labels" or not trainer.model.config.is_encoder_decoder]
             part |= {name: part[name][:, : max(widths[begin:end])] for name in long}
         yield part
-        begin = end
+
+
+def _cuts(widths, most):
+    """Where to cut rows of these widths, so that parts (rows times the widest) are of `most` at most, as few as can be,
+    and about as large as each other: what a part costs beside its tokens, it costs alike."""
+
+    def cut(limit):
+        ends = [0]
+        for row in range(1, len(widths)):
+            if (row + 1 - ends[-1]) * max(widths[ends[-1] : row + 1]) > limit:
+                ends.append(row)
+        return [*ends, len(widths)]
+
+    few = len(cut(most))
+    return cut(bisect.bisect_left(range(most), -few, key=lambda limit: -len(cut(limit))))
 
 
 def _averages(trainer):
