@@ -5,9 +5,9 @@ make bench-table    the table alone, from the receipts
 
 Each arm has a process of its own. `course` is the notebook, profile full, up to its training; `reference` is the
 published recipe, with the changes of CHANGED and no others, so that it runs on today's libraries; `peer` is what one
-would otherwise write today (PEERS). Speed and memory are real; what the models say is not. Results: a JSON file for
-each arm, in place of an older one. An arm that is named more than once runs as often, and its medians count; with
---add, so do the runs of earlier calls.
+would otherwise write today (PEERS); those of LEVERS are the course without one thing that makes it fast. Speed and
+memory are real; what the models say is not. Results: a JSON file for each arm, in place of an older one. An arm that is
+named more than once runs as often, and its medians count; with --add, so do the runs of earlier calls.
 """
 
 import argparse
@@ -400,6 +400,21 @@ PEERS = {
 }
 # the same with Unsloth, which needs older releases of some packages: --unsloth names a folder that has them
 UNSLOTH = {"05": (unsloth_05, 12, "Unsloth, NF4, bfloat16, 8 rows x 4, no checkpointing, by length")}
+LEVERS = {  # arms, too: the course's with these overrides
+    "01": {"without TF32": {"matmul": "highest"}, "batches of 8": {"per_device_train_batch_size": 8}},
+    "02": {
+        "without CUDA graphs": {"cuda_graphs": False},
+        "8-bit paged optimizer": {"optim": "paged_adamw_8bit"},
+        "LoRA on all layers": {"target_modules": []},
+        "checkpointing": {"activation_checkpointing": True, "cuda_graphs": False},
+    },
+    "03": {
+        "without CUDA graphs": {"cuda_graphs": False},
+        "8-bit paged optimizer": {"optim": "paged_adamw_8bit"},
+        "batches of 4": {"per_device_train_batch_size": 4},
+        "a bias for each layer": {"attention": "sdpa"},
+    },
+}
 FIRST = dict.fromkeys(RECIPES, 3) | {"05": 12}  # steps of warm-up that no rate counts
 # Rows grouped by length come from long to short within a group. So few rows make groups of 12 steps (of 32 rows, both
 # orders of each comparison; the whole set makes groups of 50), and the steps that count are a whole group.
@@ -478,8 +493,8 @@ def run_recipe(recipe, steps, first, rows, folder):
     return found | {"trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad)}
 
 
-def run_course(args, folder, ready):
-    """Runs the lesson up to its training; rates and peak bytes of that cell, by the probe of a rehearsal."""
+def run_course(args, folder, ready, changes):
+    """Runs the lesson with overrides up to its training; rates and peak bytes of that cell, by a rehearsal's probe."""
     path = rehearse.lesson_of(args.nb)
     lesson = json.loads(path.read_text("utf-8"))
     last = next(i for i, cell in enumerate(lesson["cells"]) if "trainer.train(" in "".join(cell["source"]))
@@ -488,7 +503,8 @@ def run_course(args, folder, ready):
     command = [sys.executable, "-m", "utils.runner", "--nb", str(short), "--profile", "full"]
     late = {name: args.steps for name in ("eval_steps", "logging_steps") if name in ready["cut"]}  # nothing in between
     late |= {name: value for name, value in BEFORE.items() if name in ready["run"]}
-    overrides = ready["cut"] | late | COURSE.get(args.nb, {}) | args.overrides
+    changes = COURSE.get(args.nb, {}) | changes
+    overrides = ready["cut"] | late | changes
     command += ["--overrides", json.dumps(overrides), "--out", str(folder / "out")]
     subprocess.run(command, cwd=rehearse.ROOT)  # its verdict is that no results were written: they come later
     record = json.loads((folder / "record.json").read_text("utf-8"))
@@ -503,7 +519,7 @@ def run_course(args, folder, ready):
     found = rates(training["ends"], counts, training["undisturbed"], FIRST[args.nb])
     found |= {"peak_allocated_bytes": record["training_peak"], "planned_bytes": record["planned"]["total"]}
     found |= {"reserved_bytes": record["cells"][-1].get("reserved"), "held_bytes": training["held"]}
-    return found | {"overrides": COURSE.get(args.nb, {}) | args.overrides, "mean_loss": training["loss"]}
+    return found | {"overrides": changes, "mean_loss": training["loss"]}
 
 
 ARMS = {"reference": "the reference's", "peer": "the peer's", "unsloth": "Unsloth's", "course": "the course's"}
@@ -524,6 +540,7 @@ def table(records):
     head = "| lesson | recipe | rows/s | real tokens/s | of each run | of the floor | s a step | first steps, s "
     head += "| planned GiB | measured GiB |"
     lines, order = [head, "|---|---|---|---|---|---|---|---|---|---|"], tuple(ARMS)
+    records = [r for r in records if r["arm"] not in LEVERS.get(r["lesson"], {})]
     for r in sorted(records, key=lambda r: (r["lesson"], (*order, r["arm"]).index(r["arm"]))):
         planned = r.get("planned_bytes")
         cells = [r["lesson"], r["arm"], f"{r['rows_per_second']:.1f}", f"{r['real_tokens_per_second']:,.0f}"]
@@ -541,6 +558,19 @@ def table(records):
     others = {"peer": PEERS, "unsloth": UNSLOTH}
     found = [f"{number} {one[2]}" for arm in others for number, one in others[arm].items() if (number, arm) in arms]
     return "\n".join([*lines, "", *words, *(["", f"Others: {'; '.join(found)}."] if found else [])])
+
+
+def levers(records):
+    """README's table of the arms of LEVERS: the course without one of its levers, beside the course in one call."""
+    head = "| lesson | the course, but | real tokens/s | of the course's beside it | s a step | measured GiB |"
+    lines = [head, "|---|---|---|---|---|---|"]
+    known = {(r["lesson"], r["arm"]): r for r in records}
+    for lesson, name in ((lesson, name) for lesson, found in LEVERS.items() for name in found):
+        if r := known.get((lesson, name)):
+            rate, beside = r["real_tokens_per_second"], r["beside"]
+            cells = [lesson, name, f"{rate:,.0f}", f"{rate / beside:.0%} of {beside:,.0f}", f"{r['step_seconds']:.3f}"]
+            lines.append(f"| {' | '.join(cells)} | {r['peak_allocated_bytes'] / 2**30:.1f} |")
+    return "\n".join(lines)
 
 
 def draw(records, path):
@@ -597,6 +627,7 @@ def write_table():
     """Puts the tables of the receipts between their marks in README."""
     records = [json.loads(path.read_text("utf-8")) for path in sorted(RECEIPTS.glob("*.json"))]
     results.put_into_readme("bench", table(records))
+    results.put_into_readme("levers", levers(records))
     draw(records, RECEIPTS / "rates.svg")
     results.put_into_readme("rehearsals", rehearsals())
 
@@ -627,6 +658,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--nb", default="05", choices=[*RECIPES])
     parser.add_argument("--arms", default="reference,course", help="in this order")
+    parser.add_argument("--levers", action="store_true", help="the course, itself without each of its levers, itself")
     parser.add_argument("--steps", type=int, help="steps of the course's arm")
     parser.add_argument("--overrides", type=rehearse.json_object, default={}, help="for the course's arm")
     parser.add_argument("--name", default="", help="how the course's arm is called with these overrides")
@@ -657,10 +689,16 @@ def main():
 
         facts = environment.facts()
         args.keep.mkdir(parents=True, exist_ok=True)
-        runs = {}
-        for arm in args.arms.split(","):
-            if arm == "course":
-                found = run_course(args, folder, ready)
+        runs, courses, own = {}, [], LEVERS.get(args.nb, {})
+        for arm in ["course", *own, "course"] if args.levers else args.arms.split(","):
+            if arm == "course" or arm in own:
+                try:
+                    found = run_course(args, folder, ready, own.get(arm, args.overrides))
+                except SystemExit as problem:
+                    print(problem, flush=True)  # the other arms shall have their turn
+                    continue
+                courses += [found["real_tokens_per_second"]] * (arm == "course")
+                found |= {"beside": statistics.median(courses)} if arm in own else {}
             else:
                 folders = [args.unsloth] if arm == "unsloth" else []
                 paths = os.pathsep.join([*map(str, folders), os.environ.get("PYTHONPATH", "")])
