@@ -566,7 +566,7 @@ def levers(records):
     lines = [head, "|---|---|---|---|---|---|"]
     known = {(r["lesson"], r["arm"]): r for r in records}
     for lesson, name in ((lesson, name) for lesson, found in LEVERS.items() for name in found):
-        if r := known.get((lesson, name)):
+        if "beside" in (r := known.get((lesson, name), {})):
             rate, beside = r["real_tokens_per_second"], r["beside"]
             cells = [lesson, name, f"{rate:,.0f}", f"{rate / beside:.0%} of {beside:,.0f}", f"{r['step_seconds']:.3f}"]
             lines.append(f"| {' | '.join(cells)} | {r['peak_allocated_bytes'] / 2**30:.1f} |")
@@ -689,7 +689,7 @@ def main():
 
         facts = environment.facts()
         args.keep.mkdir(parents=True, exist_ok=True)
-        runs, courses, own = {}, [], LEVERS.get(args.nb, {})
+        runs, made, courses, own = {}, {}, [], LEVERS.get(args.nb, {})
         for arm in ["course", *own, "course"] if args.levers else args.arms.split(","):
             if arm == "course" or arm in own:
                 try:
@@ -698,7 +698,6 @@ def main():
                     print(problem, flush=True)  # the other arms shall have their turn
                     continue
                 courses += [found["real_tokens_per_second"]] * (arm == "course")
-                found |= {"beside": statistics.median(courses)} if arm in own else {}
             else:
                 folders = [args.unsloth] if arm == "unsloth" else []
                 paths = os.pathsep.join([*map(str, folders), os.environ.get("PYTHONPATH", "")])
@@ -708,9 +707,11 @@ def main():
             path = args.keep / f"{args.nb}_{name.replace(' ', '_')}.json"
             kept = json.loads(path.read_text("utf-8"))["runs"] if args.add and path.exists() else []
             runs.setdefault(name, kept).append({rate: found[rate] for rate in RATES})
-            found = {"arm": name, "lesson": args.nb} | facts | median(found, runs[name])
-            path.write_text(json.dumps(found, indent=2) + "\n", "utf-8")
-            print(SimpleNamespace(**found), flush=True)
+            made[path] = {"arm": name, "lesson": args.nb} | facts | median(found, runs[name])
+            for path, record in made.items():  # a lever stands beside all courses of this call
+                record |= {"beside": statistics.median(courses)} if courses and record["arm"] in own else {}
+                path.write_text(json.dumps(record, indent=2) + "\n", "utf-8")
+            print(SimpleNamespace(**made[path]), flush=True)
         if args.keep == RECEIPTS:
             write_table()
     finally:

@@ -223,7 +223,9 @@ def test_without_the_package_or_the_card_the_fastest_is_the_usual_one(monkeypatc
         monkeypatch.setattr(attention.importlib.util, "find_spec", lambda name, there=there: there or None)
         for capability in (8, 9):
             monkeypatch.setattr(torch.cuda, "get_device_capability", lambda capability=capability: (capability, 0))
-            assert attention.fastest("eager") == (attention.FLASH if there and capability == 9 else "eager")
+            runs = there and capability == 9
+            assert attention.fastest() == (attention.FLASH if runs else "eager")
+            assert attention.fastest(8192, flash=11_264) == (11_264 if runs else 8192)
 
 
 @pytest.mark.skipif(not on_hopper, reason="needs a GPU of capability 9 and the package flash-attn-4")

@@ -53,13 +53,15 @@ def _drop_mask(module, args, kwargs):
     return args, kwargs | {"attention_mask": None}
 
 
-def fastest(otherwise="eager"):
+def fastest(otherwise="eager", flash=FLASH):
     """The value of `attn_implementation` for a decoder that is trained with compiled layers: FLASH, registered, where
-    it runs (a GPU of compute capability 9 or higher and the package flash-attn-4), else `otherwise`."""
+    it runs (a GPU of compute capability 9 or higher and the package flash-attn-4), else "eager". Or whatever else
+    depends on it: `flash` in the first case, `otherwise` in the second."""
     has_package = importlib.util.find_spec("flash_attn") and importlib.util.find_spec("flash_attn.cute")
     if not has_package or not torch.cuda.is_available() or torch.cuda.get_device_capability()[0] < 9:
         return otherwise
-    return compiled_flash()
+    compiled_flash()
+    return flash
 
 
 def compiled_flash():
