@@ -392,6 +392,12 @@ def test_parts_by_tokens_are_halved_too(kind, tmp_path, capsys):
     assert "out of memory again, with 16 tokens at once; set tokens_at_once to 8, turn" in refusal(made.train)
 
 
+def test_parts_of_no_tokens_are_refused(tmp_path):
+    for size in (0, -1):
+        message = refusal(halve_when_full, uneven("bert", tmp_path)[0], None, size)
+        assert f"tokens_at_once is {size}, so no row would have a part; set it to" in message
+
+
 def test_no_other_cuts_make_fewer_parts_or_a_smaller_largest_one():
     from utils.guard import _cuts
 

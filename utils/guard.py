@@ -96,6 +96,9 @@ def halve_when_full(trainer, planned=None, tokens_at_once=None):
     tokens_at_once: a micro-batch goes through the model in parts of so many positions at most (rows times the longest
     one of the part), but never less than a row. So short rows go many at a time, long ones few, in the same memory.
     """
+    if tokens_at_once is not None and tokens_at_once < 1:
+        remedy = "set it to the tokens of the longest row, or more"
+        raise CourseError(f"tokens_at_once is {tokens_at_once}, so no row would have a part; {remedy}.")
     if trainer.loss_is_scaled_for_ga is None and _averages(trainer):
         remedy = (
             "Trainer would add up those of accumulated micro-batches; set trainer.model_accepts_loss_kwargs = False"
