@@ -443,7 +443,7 @@ def test_the_process_that_started_this_one_lets_it_in(lock, tmp_path):
     assert not taken(tmp_path)
 
 
-def test_a_lock_that_changed_hands_in_the_meantime_is_put_back(lock, tmp_path, monkeypatch):
+def test_a_lock_that_changed_hands_in_the_meantime_stays_where_it_is(lock, tmp_path, monkeypatch):
     lock(pid=2**22 + 1)  # dead, and another process sees it as well, and is faster
     path, read = tmp_path / checkpoints.LOCK, checkpoints._owner
 
@@ -454,8 +454,54 @@ def test_a_lock_that_changed_hands_in_the_meantime_is_put_back(lock, tmp_path, m
         return found
 
     monkeypatch.setattr(checkpoints, "_owner", slow)
+    moved = []  # a lock that is moved away, if only for a moment, lets a third one in
+    monkeypatch.setattr(checkpoints.Path, "unlink", lambda file, **kwargs: moved.append(file.name) or os.unlink(file))
+    monkeypatch.setattr(
+        checkpoints.Path, "rename", lambda file, other: moved.append(file.name) or os.rename(file, other)
+    )
     assert "process 1 on another" in refusal(taken, tmp_path)
     assert json.loads(path.read_text())["host"] == "another"
+    assert path.name not in moved
+
+
+def test_a_dead_owner_is_removed_by_one_at_a_time(lock, tmp_path, monkeypatch):
+    lock(pid=2**22 + 1)
+    path = tmp_path / checkpoints.LOCK
+    dead, turns = path.read_text(), []
+    touch, sleep = checkpoints.Path.touch, time.sleep
+
+    def wait(seconds):
+        turns.append(path.read_text())  # nobody touches it meanwhile
+        if len(turns) == 3:
+            busy.unlink()
+        sleep(0)
+
+    checkpoints._remove(path, dead + " of another")
+    assert path.read_text() == dead
+    monkeypatch.setattr(checkpoints.Path, "touch", lambda file, **kwargs: turns.append(file) or touch(file, **kwargs))
+    checkpoints._remove(path, dead)
+    assert not path.exists()
+    (busy,), turns[:] = turns, []
+    lock(pid=2**22 + 1)
+    assert path.read_text() == dead
+    touch(busy)
+    monkeypatch.setattr(checkpoints.Path, "touch", touch)
+    monkeypatch.setattr(checkpoints.time, "sleep", wait)
+    assert taken(tmp_path)
+    assert turns == [dead] * 3
+    assert os.listdir(tmp_path) == [path.name]
+    lock(pid=2**22 + 1)
+    touch(busy)
+    os.utime(busy, (0, 0))
+    assert "was killed while it took this folder over; delete that file" in refusal(taken, tmp_path)
+
+
+def test_where_files_have_no_second_name_the_lock_is_written_all_the_same(lock, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoints.os, "link", lambda *names: (_ for _ in ()).throw(PermissionError("no links")))
+    assert taken(tmp_path)
+    assert os.listdir(tmp_path) == [checkpoints.LOCK]
+    with pytest.raises(FileExistsError):
+        checkpoints._create(tmp_path / checkpoints.LOCK, {"host": "another", "pid": 1})
 
 
 def test_a_living_owner_renews_its_lock(tmp_path, monkeypatch):

@@ -62,7 +62,7 @@ def test_make_lists_every_command():
 def test_utils_stays_small():
     lines = {path.stem: len(path.read_text().splitlines()) for path in (ROOT / "utils").glob("*.py")}
     planner = {name: lines.pop(name) for name in ("tape", "architectures", "memory")}
-    assert sum(lines.values()) < 2250
+    assert sum(lines.values()) < 2300
     assert max(planner.values()) < 500
 
 

@@ -1,14 +1,17 @@
 """Attention with less memory and time: one position bias for all layers of T5, decoders without a padding mask,
 FlashAttention inside compiled layers, and a last layer that computes only what a classifier reads."""
 
-import functools
 import importlib.util
 
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import create_position_bias_mask, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
-from transformers.models.gemma2.modeling_gemma2 import apply_rotary_pos_emb, eager_attention_forward
+from transformers.models.gemma2.modeling_gemma2 import (
+    Gemma2DecoderLayer,
+    apply_rotary_pos_emb,
+    eager_attention_forward,
+)
 
 from utils.checks import CourseError
 
@@ -159,7 +162,7 @@ def read_last_token(classifier):
     """
     decoder = classifier.base_model
     decoder.register_forward_pre_hook(_find_last_token, with_kwargs=True)
-    decoder.layers[-1].forward = functools.partial(_only_last_token, decoder.layers[-1])
+    decoder.layers[-1].__class__ = LastTokenLayer
     return classifier
 
 
@@ -171,26 +174,30 @@ def _find_last_token(decoder, args, kwargs):
     decoder.layers[-1].last = last, hidden if mask is None else hidden | (mask == 0)
 
 
-def _only_last_token(layer, states, position_embeddings, **kwargs):
-    """Gemma2DecoderLayer.forward for one query a row; states (rows, tokens, width)."""
-    attention, (rows, tokens, _), (last, hidden) = layer.self_attn, states.shape, layer.last
-    at, normed = (torch.arange(rows, device=states.device), last), layer.input_layernorm(states)
-    query, key, value = (
-        project(some).view(rows, -1, project.out_features // attention.head_dim, attention.head_dim).transpose(1, 2)
-        for project, some in (
-            (attention.q_proj, normed[at][:, None]),
-            (attention.k_proj, normed),
-            (attention.v_proj, normed),
+class LastTokenLayer(Gemma2DecoderLayer):
+    """A layer with one query a row, at `last`: (rows,) places, (rows, tokens) of what they do not see."""
+
+    def forward(self, hidden_states, position_embeddings, **kwargs):
+        attention, (rows, tokens, _), (last, hidden) = self.self_attn, hidden_states.shape, self.last
+        at, normed = (torch.arange(rows, device=last.device), last), self.input_layernorm(hidden_states)
+        query, key, value = (
+            project(some).view(rows, -1, project.out_features // attention.head_dim, attention.head_dim).transpose(1, 2)
+            for project, some in (
+                (attention.q_proj, normed[at][:, None]),
+                (attention.k_proj, normed),
+                (attention.v_proj, normed),
+            )
         )
-    )
-    cos, sin = (table.expand(rows, -1, -1) for table in position_embeddings)
-    query, _ = apply_rotary_pos_emb(query, query, cos[at][:, None], sin[at][:, None])
-    key, _ = apply_rotary_pos_emb(key, key, cos, sin)
-    if attention.sliding_window:
-        hidden = hidden | (torch.arange(tokens, device=states.device) <= last[:, None] - attention.sliding_window)
-    mask = torch.zeros(hidden.shape, dtype=query.dtype, device=query.device).masked_fill(hidden, -torch.inf)
-    settings = dict(scaling=attention.scaling, softcap=attention.attn_logit_softcapping)
-    found, _ = eager_attention_forward(attention, query, key, value, mask[:, None, None], **settings)
-    states = states[at][:, None] + layer.post_attention_layernorm(attention.o_proj(found.reshape(rows, 1, -1)))
-    more = layer.post_feedforward_layernorm(layer.mlp(layer.pre_feedforward_layernorm(states)))
-    return (states + more).expand(-1, tokens, -1)
+        cos, sin = (table.expand(rows, -1, -1) for table in position_embeddings)
+        query, _ = apply_rotary_pos_emb(query, query, cos[at][:, None], sin[at][:, None])
+        key, _ = apply_rotary_pos_emb(key, key, cos, sin)
+        if attention.sliding_window:
+            far = torch.arange(tokens, device=last.device) <= last[:, None] - attention.sliding_window
+            hidden = hidden | far
+        mask = torch.zeros(hidden.shape, dtype=query.dtype, device=query.device).masked_fill(hidden, -torch.inf)
+        settings = dict(scaling=attention.scaling, softcap=attention.attn_logit_softcapping)
+        found, _ = eager_attention_forward(attention, query, key, value, mask[:, None, None], **settings)
+        answer = attention.o_proj(found.reshape(rows, 1, -1))
+        states = hidden_states[at][:, None] + self.post_attention_layernorm(answer)
+        more = self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(states)))
+        return (states + more).expand(-1, tokens, -1)

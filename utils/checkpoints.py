@@ -39,8 +39,7 @@ def own_folder(path):
     mine = {"pid": me.pid, "host": platform.node(), "started": me.create_time(), "since": time.strftime("%F %T")}
     while True:
         try:
-            with lock.open("x") as file:
-                json.dump(mine, file)
+            _create(lock, mine)
             break
         except FileExistsError:
             text, owner = _owner(lock)
@@ -49,14 +48,46 @@ def own_folder(path):
                 return folder
             who = f"process {owner['pid']} on {owner['host']} has been using this folder since {owner['since']}"
             raise CourseError(f"{folder}: {who}; stop it (a notebook: shut its kernel down), or set OUTPUT_DIR.")
-        aside = lock.with_name(f"{LOCK}.{me.pid}")
-        with contextlib.suppress(FileNotFoundError):  # somebody else was faster
-            lock.rename(aside)
-            # what we moved may also be the new lock of somebody who took over in the meantime: it goes back
-            aside.unlink() if aside.read_text() == text else aside.rename(lock)
+        _remove(lock, text)
     atexit.register(_release, lock, mine)
     threading.Thread(target=_renew, args=(lock,), daemon=True).start()
     return folder
+
+
+def _create(lock, mine):
+    """Writes the lock, there with its content at once; FileExistsError if there is one."""
+    draft = lock.with_name(f"{LOCK}.{mine['host']}.{mine['pid']}")
+    try:
+        draft.write_text(json.dumps(mine))
+        try:
+            os.link(draft, lock)
+        except FileExistsError:
+            raise
+        except OSError:  # a file system without links, such as Google Drive
+            with lock.open("x") as file:
+                json.dump(mine, file)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _remove(lock, text):
+    """Removes the lock with this text, of a dead owner. Of all that want to, one at a time may look and remove it, so
+    that none removes the lock of a new owner who took over in the meantime."""
+    turn = lock.with_name(f"{LOCK}.{hashlib.sha256(text.encode()).hexdigest()[:16]}")
+    try:
+        turn.touch(exist_ok=False)
+    except FileExistsError:  # somebody else's turn, which takes a moment
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - turn.stat().st_mtime > SILENT:
+                fault = "a process was killed while it took this folder over"
+                raise CourseError(f"{turn}: {fault}; delete that file.") from None
+        return time.sleep(0.02)
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            if lock.read_text() == text:
+                lock.unlink()
+    finally:
+        turn.unlink()
 
 
 def _owner(lock):
