@@ -406,7 +406,7 @@ LEVERS = {  # arms, too: the course's with these overrides
         "without CUDA graphs": {"cuda_graphs": False},
         "8-bit paged optimizer": {"optim": "paged_adamw_8bit"},
         "LoRA on all layers": {"target_modules": []},
-        "checkpointing": {"activation_checkpointing": True, "cuda_graphs": False},
+        "checkpointing without graphs": {"activation_checkpointing": True, "cuda_graphs": False},  # not with them
     },
     "03": {
         "without CUDA graphs": {"cuda_graphs": False},

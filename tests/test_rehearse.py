@@ -467,8 +467,8 @@ def test_make_hands_its_values_on():
 
 @pytest.mark.slow
 def test_the_course_arm_of_a_benchmark_runs_the_lesson_up_to_its_training(sizes, tmp_path):
-    command = [sys.executable, ROOT / "benchmarks" / "bench.py", "--nb", "01", "--arms", "course", "--cpu"]
-    command += ["--sizes", sizes, "--steps", "8", "--keep", tmp_path / "kept"]
+    command = [sys.executable, ROOT / "benchmarks" / "bench.py", "--nb", "01", "--cpu"]
+    command += ["--sizes", sizes, "--steps", "8", "--keep", tmp_path / "kept", "--arms", "batches of 8,course"]
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     record = json.loads((tmp_path / "kept" / "01_course.json").read_text())
@@ -477,3 +477,6 @@ def test_the_course_arm_of_a_benchmark_runs_the_lesson_up_to_its_training(sizes,
     assert record["real_tokens_per_second"] > record["rows_per_second"] > 0
     assert "code cell 20" in done.stdout
     assert "code cell 21" not in done.stdout, "what comes after the training does not run"
+    lever = json.loads((tmp_path / "kept" / "01_batches_of_8.json").read_text())
+    assert lever["beside"] == record["real_tokens_per_second"] != lever["real_tokens_per_second"]
+    assert lever["overrides"] == {"per_device_train_batch_size": 8}

@@ -150,7 +150,8 @@ def test_table_and_figure_of_the_benchmarks_are_those_of_their_receipts(tmp_path
     records = [json.loads(path.read_text()) for path in bench.RECEIPTS.glob("*.json")]
     assert len(records) >= 8
     page = (ROOT / "README.md").read_text()
-    assert {bench.table(records) in page, bench.levers(records) in page} == {True}
+    assert bench.table(records) in page
+    assert bench.levers(records) in page
     for record in records:
         slower = [r | {"real_tokens_per_second": 1.0} if r is record else r for r in records]
         both = bench.table(slower) in page, bench.levers(slower) in page

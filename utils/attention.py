@@ -181,7 +181,7 @@ class LastTokenLayer(Gemma2DecoderLayer):
         attention, (rows, tokens, _), (last, hidden) = self.self_attn, hidden_states.shape, self.last
         at, normed = (torch.arange(rows, device=last.device), last), self.input_layernorm(hidden_states)
         query, key, value = (
-            project(some).view(rows, -1, project.out_features // attention.head_dim, attention.head_dim).transpose(1, 2)
+            project(some).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
             for project, some in (
                 (attention.q_proj, normed[at][:, None]),
                 (attention.k_proj, normed),

@@ -94,7 +94,7 @@ def halve_when_full(trainer, planned=None, tokens_at_once=None):
     mean over the micro-batch while Trainer takes it for a share of the effective batch, and would add means up.
 
     tokens_at_once: a micro-batch goes through the model in parts of so many positions at most (rows times the longest
-    one of the part), but never less than a row. So short rows go many at a time, long ones few, in the same memory.
+    one of the part), as few and as equal as can be, but never less than a row. So short rows go many at a time.
     """
     if tokens_at_once is not None and tokens_at_once < 1:
         remedy = "set it to the tokens of the longest row, or more"
