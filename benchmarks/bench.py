@@ -15,6 +15,7 @@ import csv
 import itertools
 import json
 import os
+import re
 import shutil
 import statistics
 import subprocess
@@ -535,15 +536,20 @@ def share(record):
     return record["real_tokens_per_second"] * OPERATIONS[record["lesson"]] / CARD
 
 
+def card(record):
+    """The short name of the card that a receipt is of, such as H100."""
+    return re.search(r"NVIDIA (?:GeForce |RTX |Tesla )*(\S+)", record["device"])[1].rstrip(",")
+
+
 def table(records):
     """README's table of all arms, from their records, and how many times faster the course is."""
-    head = "| lesson | recipe | rows/s | real tokens/s | of each run | of the floor | s a step | first steps, s "
+    head = "| lesson | recipe | card | rows/s | real tokens/s | of each run | of the floor | s a step | first steps, s "
     head += "| planned GiB | measured GiB |"
-    lines, order = [head, "|---|---|---|---|---|---|---|---|---|---|"], tuple(ARMS)
+    lines, order = [head, "|---|---|---|---|---|---|---|---|---|---|---|"], tuple(ARMS)
     records = [r for r in records if r["arm"] not in LEVERS.get(r["lesson"], {})]
-    for r in sorted(records, key=lambda r: (r["lesson"], (*order, r["arm"]).index(r["arm"]))):
+    for r in sorted(records, key=lambda r: (r["lesson"], (*order, r["arm"]).index(r["arm"]), r["arm"])):
         planned = r.get("planned_bytes")
-        cells = [r["lesson"], r["arm"], f"{r['rows_per_second']:.1f}", f"{r['real_tokens_per_second']:,.0f}"]
+        cells = [r["lesson"], r["arm"], card(r), f"{r['rows_per_second']:.1f}", f"{r['real_tokens_per_second']:,.0f}"]
         cells += [" ".join(f"{run['real_tokens_per_second']:,.0f}" for run in r["runs"]) if len(r["runs"]) > 1 else ""]
         cells += [f"{share(r):.1%}", f"{r['step_seconds']:.2f}", f"{r['first_steps_seconds']:.0f}"]
         cells += [f"{planned / 2**30:.1f}" if planned else "", f"{r['peak_allocated_bytes'] / 2**30:.1f}"]
@@ -551,10 +557,11 @@ def table(records):
     arms, found = {(r["lesson"], r["arm"]): r for r in records}, []
     for lesson in sorted({lesson for lesson, arm in arms if arm == "course"}):
         rate = {arm: arms[lesson, arm]["real_tokens_per_second"] for arm in order if (lesson, arm) in arms}
-        times = [f"{rate['course'] / rate[arm]:.1f} times {ARMS[arm]}" for arm in order[:-1] if arm in rate]
+        ours = {arm: arms[lesson, arm].get("beside", rate["course"]) for arm in rate}  # where there was one, its own
+        times = [f"{ours[arm] / rate[arm]:.1f} times {ARMS[arm]}" for arm in order[:-1] if arm in rate]
         found += [f"{lesson} {', '.join(times)}"] if times else []
-    cards = ", ".join(sorted({r["device"] for r in records}))
-    words = [f"The course's real tokens/s, by lesson: {'; '.join(found)}. Card: {cards}."]
+    cards = "; ".join(sorted({r["device"] for r in records}))
+    words = [f"The course's real tokens/s, by lesson: {'; '.join(found)}. Cards: {cards}."]
     others = {"peer": PEERS, "unsloth": UNSLOTH}
     found = [f"{number} {one[2]}" for arm in others for number, one in others[arm].items() if (number, arm) in arms]
     return "\n".join([*lines, "", *words, *(["", f"Others: {'; '.join(found)}."] if found else [])])
@@ -607,7 +614,7 @@ def draw(records, path):
 
 def rehearsals():
     """README's table of whole lessons, from the receipts that rehearse.py --keep wrote."""
-    head = "| lesson | model | profile | card, GB | planned GiB | measured GiB | whole lesson, GiB | receipt |"
+    head = "| lesson | model | profile | card | planned GiB | measured GiB | whole lesson, GiB | receipt |"
     lines, short = [head, "|---|---|---|---|---|---|---|---|"], {*rehearse.COUNTS, "max_steps", "max_new_tokens"}
     short |= {"eval_steps", "logging_steps", "eval_rows", "dataset_id", "data_files"}
     for path in sorted(RECEIPTS.parent.glob("[0-9]*.json")):
@@ -616,7 +623,8 @@ def rehearsals():
         changed = {name: value for name, value in found["overrides"].items() if name not in short}
         profile = f"`{r['profile']}`" + "".join(f", `{name}` {value}" for name, value in changed.items())
         whole = found["highest_reserved_bytes"] / 2**30
-        cells = [r["lesson"][:2], r["model_id"], profile, f"{found['capped_gb'] or 80:g}"]
+        capped = f"{found['capped_gb']:g} GB" if found["capped_gb"] else card(r)
+        cells = [r["lesson"][:2], r["model_id"], profile, capped]
         cells += [f"{r[f'{name}_peak_bytes'] / 2**30:.1f}" for name in ("planned", "measured")]
         cells += [f"{whole:.1f}", f"[{path.stem}](benchmarks/receipts/{path.name})"]
         lines.append(f"| {' | '.join(cells)} |")
@@ -708,8 +716,9 @@ def main():
             kept = json.loads(path.read_text("utf-8"))["runs"] if args.add and path.exists() else []
             runs.setdefault(name, kept).append({rate: found[rate] for rate in RATES})
             made[path] = {"arm": name, "lesson": args.nb} | facts | median(found, runs[name])
-            for path, record in made.items():  # a lever stands beside all courses of this call
-                record |= {"beside": statistics.median(courses)} if courses and record["arm"] in own else {}
+            for path, record in made.items():  # it stands beside all courses of this call
+                once = courses and record["arm"] in (*own, "peer", "unsloth")
+                record |= {"beside": statistics.median(courses)} if once else {}
                 path.write_text(json.dumps(record, indent=2) + "\n", "utf-8")
             print(SimpleNamespace(**made[path]), flush=True)
         if args.keep == RECEIPTS:

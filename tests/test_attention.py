@@ -1,5 +1,7 @@
 """Attention with less memory and time: T5 with one bias for all layers, a decoder without a padding mask, and
-FlashAttention inside compiled layers."""
+FlashAttention inside compiled layers, and these inside checkpoints."""
+
+import functools
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ from transformers import (
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    BitsAndBytesConfig,
     OPTConfig,
     OPTForCausalLM,
 )
@@ -131,6 +134,52 @@ def earlier(decoder, args, kwargs, find=attention._find_last_token):
     find(decoder, args, kwargs)
     last, hidden = decoder.layers[-1].last
     decoder.layers[-1].last = (last - 1).clamp(0), hidden
+
+
+def kept_and_found(arrange):
+    """Bytes of activations that a small Gemma-2 in 4 bits keeps for its backward pass with its layers arranged so, and
+    the loss with all gradients."""
+    torch.manual_seed(0)
+    torch.compiler.reset()
+    in_4_bits = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
+    settings = dict(num_labels=3, quantization_config=in_4_bits, attn_implementation="eager")
+    base = AutoModelForSequenceClassification.from_pretrained(TINY.parent / "tiny-gemma-2", **settings)
+    base.config.use_cache = False
+    model = get_peft_model(
+        base, LoraConfig(task_type="SEQ_CLS", r=8, target_modules="all-linear", init_lora_weights=False)
+    ).train()
+    model.enable_input_require_grads()
+    arrange(base.model.layers)
+    ids = torch.randint(5, 500, (8, 64), generator=torch.Generator().manual_seed(0))
+    own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
+    kept = {}
+
+    def look(tensor):
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(look, lambda tensor: tensor):  # a checkpoint has hooks of its own
+        loss = model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=ids[:, 0] % 3).loss
+    loss.backward()
+    found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return sum(size for place, size in kept.items() if place not in own), found | {"loss": loss.detach()}
+
+
+def test_compiled_layers_in_checkpoints_keep_their_inputs_only(monkeypatch):
+    compiler = functools.partial(torch.compile, backend="aot_eager")  # needs no compiler of C++
+    monkeypatch.setattr(torch, "compile", compiler)
+
+    def compiled(layers):
+        for layer in layers:
+            layer.forward = compiler(layer.forward, dynamic=True)
+
+    (usual, right), (small, found) = (kept_and_found(way) for way in (compiled, attention.compile_in_checkpoints))
+    assert small < 0.1 * usual
+    assert len(right) > 40
+    assert right.keys() == found.keys()
+    for name, gradient in right.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-5)
 
 
 on_hopper = torch.cuda.is_available() and attention.fastest() == attention.FLASH

@@ -1,9 +1,11 @@
 """Attention with less memory and time: one position bias for all layers of T5, decoders without a padding mask,
-FlashAttention inside compiled layers, and a last layer that computes only what a classifier reads."""
+FlashAttention inside compiled layers, these inside checkpoints, and a last layer that computes only what is read."""
 
+import functools
 import importlib.util
 
 import torch
+from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import create_position_bias_mask, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -151,6 +153,20 @@ def _go_back(ctx, gradient, _):
 
 
 _flash.register_autograd(_go_back, setup_context=_keep)
+
+
+def compile_in_checkpoints(layers):
+    """Compiles decoder layers of one kind, each inside a checkpoint: of each, only its input is kept.
+
+    transformers checkpoints inside a layer's forward, so `layer.compile()` takes the checkpoint into what it compiles.
+    There, torch 2.11 keeps what every multiplication with 4-bit weights gave all the same. Here the checkpoint stands
+    around. Loss and gradients are those of `layer.compile()`, and Trainer's activation_checkpointing changes no
+    more. No cache (use_cache=False): a checkpoint would fill it twice.
+    """
+    forward = type(layers[0]).forward
+    compiled = torch.compile(getattr(forward, "__wrapped__", forward), dynamic=True)  # without transformers' checkpoint
+    for layer in layers:
+        layer.forward = functools.partial(checkpoint, compiled, layer, use_reentrant=False)
 
 
 def read_last_token(classifier):

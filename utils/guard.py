@@ -223,7 +223,8 @@ def _advice(size, unit, trainer, planned):
     if unit == "rows":
         steps = trainer.args.train_batch_size * trainer.args.gradient_accumulation_steps // smaller
         remedy = f"set per_device_train_batch_size to {smaller} and gradient_accumulation_steps to {steps}"
-    remedy += ", turn activation_checkpointing on, shorten max_length, or close what else uses the card"
+    remedy += ", turn activation_checkpointing on" * (not trainer.args.activation_checkpointing)
+    remedy += ", shorten max_length, or close what else uses the card"
     place = f"step {trainer.state.global_step + 1}: out of memory again, with {size} {unit} at once"
     return f"{place}; {', '.join(advice)}{'; ' * bool(advice)}{remedy}."
 
