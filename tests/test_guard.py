@@ -308,12 +308,19 @@ def test_the_second_time_it_ends_with_advice(tmp_path, monkeypatch, capsys):
     card = SimpleNamespace(total_memory=8 * memory.GIB)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: card)
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda: share)
     from utils.guard import _advice
+
+    share = 1.0
 
     assert f"this card has 8.0 GiB, enough for {planned.largest_batch(8)} rows at once" in _advice(
         2, "rows", made, planned
     )
     assert "this card has 8.0 GiB in all; set per_device" in _advice(2, "rows", made, None)
+    share = 0.5  # a process that may use half of the card
+    assert "this card has 4.0 GiB in all; set per_device" in _advice(2, "rows", made, None)
+    made.args.activation_checkpointing = True
+    assert "turn activation_checkpointing on" not in _advice(2, "rows", made, None)
 
 
 @pytest.mark.parametrize("kind", KINDS)

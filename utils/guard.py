@@ -216,6 +216,7 @@ def _advice(size, unit, trainer, planned):
         advice.append(f"the plan of this run was {planned['total'] / GIB:.1f} GiB")
     if torch.cuda.is_available():
         card = torch.cuda.get_device_properties(0).total_memory / GIB
+        card *= torch.cuda.get_per_process_memory_fraction()  # as a rehearsal for a smaller card sets it
         advice.append(f"this card has {card:.1f} GiB" + (" in all" if not planned else ""))
         advice += [f"enough for {planned.largest_batch(card)} rows at once by the plan"] if planned else []
     smaller = max(1, size // 2)
