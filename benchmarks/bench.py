@@ -15,7 +15,6 @@ import csv
 import itertools
 import json
 import os
-import re
 import shutil
 import statistics
 import subprocess
@@ -537,8 +536,8 @@ def share(record):
 
 
 def card(record):
-    """The short name of the card that a receipt is of, such as H100."""
-    return re.search(r"NVIDIA (?:GeForce |RTX |Tesla )*(\S+)", record["device"])[1].rstrip(",")
+    """The name of the card that a receipt is of, without its memory."""
+    return record["device"].removeprefix("NVIDIA ").split(",")[0]
 
 
 def table(records):

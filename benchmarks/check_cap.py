@@ -18,23 +18,19 @@ from pathlib import Path
 TOKENIZER = Path(__file__).resolve().parents[1] / "data" / "models" / "tiny-gemma-2"
 SHAPE = dict(vocab_size=1024, hidden_size=1024, intermediate_size=2048, num_hidden_layers=2, num_attention_heads=4)
 SHAPE |= dict(num_key_value_heads=2, head_dim=256, query_pre_attn_scalar=256, sliding_window=4096, num_labels=3)
-LOOKED_AT = (("with the cap", "unsloth"), ("without it", "unsloth"))  # mean distances, in shares of a logit
-
-
-def tokens():
-    import torch
-
-    return torch.randint(5, 1000, (4, 512), generator=torch.manual_seed(0)).cuda()
 
 
 def answers(model):
-    ids = tokens()
+    """The logits of a model for the same tokens each time."""
+    import torch
+
+    ids = torch.randint(5, 1000, (4, 512), generator=torch.manual_seed(0)).cuda()
     model.config.pad_token_id = 0
     return model(input_ids=ids, attention_mask=ids.new_ones(ids.shape)).logits.float().tolist()
 
 
 def reference(folder):
-    """Writes the model; its logits with the cap and without it."""
+    """Writes the model; its logits with the cap, without it, and with it in bfloat16."""
     import shutil
 
     import torch
@@ -85,16 +81,17 @@ def main():
     import numpy as np
 
     with tempfile.TemporaryDirectory(prefix="cap-") as folder:
-        again, found = [sys.executable, __file__, "--unsloth", str(args.unsloth), "--folder", folder], {}
+        again, found = [sys.executable, __file__, "--unsloth", str(args.unsloth.resolve()), "--folder", folder], {}
         for child in ("reference", "unsloth"):
-            paths = [str(args.unsloth)] * (child == "unsloth") + [os.environ.get("PYTHONPATH", "")]
+            paths = [str(args.unsloth.resolve())] * (child == "unsloth") + [os.environ.get("PYTHONPATH", "")]
             environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
             subprocess.run([*again, "--child", child], check=True, env=environment)
             found |= json.loads((Path(folder) / f"{child}.json").read_text("utf-8"))
     attention = found.pop("attention")
     logits = {name: np.array(values) for name, values in found.items()}
     size, record = np.abs(logits["with the cap"]).mean(), {"attention": attention}
-    for one, other in (("with the cap", "without it"), ("with the cap", "in bfloat16"), *LOOKED_AT):
+    pairs = [("with the cap", other) for other in ("without it", "in bfloat16", "unsloth")]
+    for one, other in [*pairs, ("without it", "unsloth")]:  # mean distances, in shares of a logit
         record[f"{one} | {other}"] = float(np.abs(logits[one] - logits[other]).mean() / size)
     print(json.dumps(record, indent=2), flush=True)
     if args.out:

@@ -158,7 +158,6 @@ def test_table_and_figure_of_the_benchmarks_are_those_of_their_receipts(tmp_path
         assert both in {(False, True), (True, False)}, "another number is another table"
     lever = next(r for r in records if r["arm"] in bench.LEVERS["02"])
     assert bench.levers([r | {"beside": 1.0} if r is lever else r for r in records]) not in page
-    assert "1.3 times Unsloth's" in bench.table(records)
     assert "2.0 times Unsloth's" in bench.table([r | {"beside": 2 * r["real_tokens_per_second"]} for r in records])
     assert all(set(r["changed"]) == set(bench.CHANGED[r["lesson"]]) for r in records if r["arm"] == "reference")
     with matplotlib.rc_context({"axes.titlesize": 30, "axes.linewidth": 5}):  # of other tests
