@@ -12,6 +12,7 @@ named more than once runs as often, and its medians count; with --add, so do the
 
 import argparse
 import csv
+import functools
 import itertools
 import json
 import os
@@ -353,7 +354,7 @@ def peer_05(rows, folder):
     return Trainer(get_peft_model(model, lora), args, collator, train_dataset=encoded_comparisons(tokenizer, rows))
 
 
-def unsloth_05(rows, folder):
+def unsloth_05(rows, folder, attention=None):
     import torch
     import unsloth  # noqa: I001 (before transformers, which it patches)
     from huggingface_hub import snapshot_download
@@ -368,6 +369,7 @@ def unsloth_05(rows, folder):
     model_id = "google/gemma-2-9b-it"
     tokenizer = AutoTokenizer.from_pretrained(model_id, padding_side="right")
     kind = dict(auto_model=AutoModelForSequenceClassification, num_labels=3, load_in_4bit=True, dtype=torch.bfloat16)
+    kind |= {"attn_implementation": attention} if attention else {}
     path = snapshot_download(model_id, local_files_only=True)  # by its name, it would ask for a copy in 4 bits
     model, _ = unsloth.FastModel.from_pretrained(path, max_seq_length=1024, use_gradient_checkpointing=False, **kind)
     targets = ["k_proj", "o_proj", "q_proj", "v_proj", "gate_proj"]
@@ -400,6 +402,8 @@ PEERS = {
 }
 # the same with Unsloth, which needs older releases of some packages: --unsloth names a folder that has them
 UNSLOTH = {"05": (unsloth_05, 12, "Unsloth, NF4, bfloat16, 8 rows x 4, no checkpointing, by length")}
+CAPPED = {"05": (functools.partial(unsloth_05, attention="flex_attention"), 12, "the same with flex_attention")}
+OTHERS = {"peer": PEERS, "unsloth": UNSLOTH, "unsloth with the cap": CAPPED}
 LEVERS = {  # arms, too: the course's with these overrides
     "01": {"without TF32": {"matmul": "highest"}, "batches of 8": {"per_device_train_batch_size": 8}},
     "02": {
@@ -490,6 +494,7 @@ def run_recipe(recipe, steps, first, rows, folder):
     ends = [Clock.marks[0].elapsed_time(mark) / 1000 for mark in Clock.marks]
     found = rates(ends, counts, [True] * len(counts), first)
     found |= {"peak_allocated_bytes": torch.cuda.max_memory_allocated(), "mean_loss": loss}
+    found |= {"attention": getattr(model.config, "_attn_implementation", None)}
     return found | {"trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad)}
 
 
@@ -522,7 +527,8 @@ def run_course(args, folder, ready, changes):
     return found | {"overrides": changes, "mean_loss": training["loss"]}
 
 
-ARMS = {"reference": "the reference's", "peer": "the peer's", "unsloth": "Unsloth's", "course": "the course's"}
+ARMS = {"reference": "the reference's", "peer": "the peer's", "unsloth": "Unsloth's"}
+ARMS |= {"unsloth with the cap": "Unsloth's with the cap", "course": "the course's"}
 # Operations a real token, without which no method does the same: 2 N for a forward pass and 2 N for its way back, with
 # N multiplied weights (04 and 05: also attention, all rows of 1,024 tokens), 2 N more where N learns. 03: of 1,024
 # tokens of a text with 128 of its summary. At 790 TFLOP/s, which such cards reach with large bfloat16 matrices.
@@ -561,8 +567,7 @@ def table(records):
         found += [f"{lesson} {', '.join(times)}"] if times else []
     cards = "; ".join(sorted({r["device"] for r in records}))
     words = [f"The course's real tokens/s, by lesson: {'; '.join(found)}. Cards: {cards}."]
-    others = {"peer": PEERS, "unsloth": UNSLOTH}
-    found = [f"{number} {one[2]}" for arm in others for number, one in others[arm].items() if (number, arm) in arms]
+    found = [f"{number} {one[2]}" for arm in OTHERS for number, one in OTHERS[arm].items() if (number, arm) in arms]
     return "\n".join([*lines, "", *words, *(["", f"Others: {'; '.join(found)}."] if found else [])])
 
 
@@ -595,7 +600,7 @@ def draw(records, path):
         shown = [("real tokens/s (logarithmic)", lambda r: r["real_tokens_per_second"])]
         shown += [("peak memory, GiB", lambda r: r["peak_allocated_bytes"] / 2**30)]
         for axes, (title, value) in zip(both, shown, strict=True):
-            for arm, color in zip(ARMS, ("#7f7f7f", "#1f77b4", "#2ca02c", "#ff7f0e"), strict=True):
+            for arm, color in zip(ARMS, ("#7f7f7f", "#1f77b4", "#2ca02c", "#9467bd", "#ff7f0e"), strict=True):
                 bars = {}
                 for place, lesson in enumerate(lessons):
                     here = [name for name in ARMS if (lesson, name) in known]
@@ -648,12 +653,12 @@ def in_child(args, folder):
     ready = json.loads((folder / "ready.json").read_text("utf-8"))
     place = Path(ready["cut"].get("dataset_id", ready["run"]["dataset_id"]))
     rows = read_table(next(place.glob("train.*")))
-    recipe, steps, last = {"reference": RECIPES, "peer": PEERS, "unsloth": UNSLOTH}[args.child][args.nb]
+    recipe, steps, last = ({"reference": RECIPES} | OTHERS)[args.child][args.nb]
     few = rows[: 2 * COURSE[args.nb]["train_rows"]] if args.nb in COURSE else rows
     first = 3 if args.child == "reference" else FIRST[args.nb]
     found = run_recipe(recipe, steps, first, few, folder / args.child)
     found |= {"changed": CHANGED[args.nb]} if args.child == "reference" else {"recipe": last}
-    if args.child == "unsloth":
+    if args.child.startswith("unsloth"):
         from importlib import metadata
 
         names = ("unsloth", "unsloth_zoo", "torch", "transformers", "trl", "peft", "bitsandbytes", "datasets")
@@ -706,7 +711,7 @@ def main():
                     continue
                 courses += [found["real_tokens_per_second"]] * (arm == "course")
             else:
-                folders = [args.unsloth] if arm == "unsloth" else []
+                folders = [args.unsloth] if arm.startswith("unsloth") else []
                 paths = os.pathsep.join([*map(str, folders), os.environ.get("PYTHONPATH", "")])
                 subprocess.run([*again, arm], check=True, env=os.environ | {"PYTHONPATH": paths})
                 found = json.loads((folder / f"{arm}.json").read_text("utf-8"))
@@ -716,7 +721,7 @@ def main():
             runs.setdefault(name, kept).append({rate: found[rate] for rate in RATES})
             made[path] = {"arm": name, "lesson": args.nb} | facts | median(found, runs[name])
             for path, record in made.items():  # it stands beside all courses of this call
-                once = courses and record["arm"] in (*own, "peer", "unsloth")
+                once = courses and record["arm"] in (*own, *OTHERS)
                 record |= {"beside": statistics.median(courses)} if once else {}
                 path.write_text(json.dumps(record, indent=2) + "\n", "utf-8")
             print(SimpleNamespace(**made[path]), flush=True)

@@ -3,8 +3,8 @@
 python benchmarks/check_cap.py --unsloth FOLDER [--out cap.json]   (a folder with Unsloth and its pins)
 
 The same weights, the same tokens: logits of transformers in float32 with the cap of 50 and without it, in bfloat16 with
-it, and Unsloth's in bfloat16, with LoRA and in training mode as in bench.py. Who caps is near the first, who does not
-is near the second.
+it, and Unsloth's in bfloat16, with LoRA and in training mode as in bench.py, as it comes and with two attentions named.
+Who caps is near the first, who does not is near the second.
 """
 
 import argparse
@@ -18,6 +18,8 @@ from pathlib import Path
 TOKENIZER = Path(__file__).resolve().parents[1] / "data" / "models" / "tiny-gemma-2"
 SHAPE = dict(vocab_size=1024, hidden_size=1024, intermediate_size=2048, num_hidden_layers=2, num_attention_heads=4)
 SHAPE |= dict(num_key_value_heads=2, head_dim=256, query_pre_attn_scalar=256, sliding_window=4096, num_labels=3)
+WAYS = {"unsloth": {}, "unsloth, flex": {"attn_implementation": "flex_attention"}}
+WAYS |= {"unsloth, eager": {"attn_implementation": "eager"}}
 
 
 def answers(model):
@@ -60,12 +62,16 @@ def unsloth(folder):
 
     os.chdir(folder)  # it writes compiled code where it is started
     kind = dict(auto_model=AutoModelForSequenceClassification, num_labels=3, load_in_4bit=False, dtype=torch.bfloat16)
-    where = str(folder / "model")
-    model, _ = unsloth.FastModel.from_pretrained(where, max_seq_length=1024, use_gradient_checkpointing=False, **kind)
+    kind |= dict(max_seq_length=1024, use_gradient_checkpointing=False)
     lora = dict(r=64, lora_alpha=32, lora_dropout=0, bias="none", target_modules=["q_proj"], task_type="SEQ_CLS")
-    model = unsloth.FastModel.get_peft_model(model, use_gradient_checkpointing=False, **lora).train()
-    with torch.autocast("cuda", torch.bfloat16):
-        return {"unsloth": answers(model), "attention": model.config._attn_implementation}
+    found, attention = {}, {}
+    for name, settings in WAYS.items():
+        model, _ = unsloth.FastModel.from_pretrained(str(folder / "model"), **kind, **settings)
+        model = unsloth.FastModel.get_peft_model(model, use_gradient_checkpointing=False, **lora).train()
+        with torch.autocast("cuda", torch.bfloat16):
+            found[name] = answers(model)
+        attention[name] = model.config._attn_implementation
+    return found | {"attention": attention}
 
 
 def main():
@@ -90,8 +96,8 @@ def main():
     attention = found.pop("attention")
     logits = {name: np.array(values) for name, values in found.items()}
     size, record = np.abs(logits["with the cap"]).mean(), {"attention": attention}
-    pairs = [("with the cap", other) for other in ("without it", "in bfloat16", "unsloth")]
-    for one, other in [*pairs, ("without it", "unsloth")]:  # mean distances, in shares of a logit
+    pairs = [("with the cap", other) for other in ("without it", "in bfloat16", *WAYS)]
+    for one, other in [*pairs, *(("without it", way) for way in WAYS)]:  # mean distances, in shares of a logit
         record[f"{one} | {other}"] = float(np.abs(logits[one] - logits[other]).mean() / size)
     print(json.dumps(record, indent=2), flush=True)
     if args.out:

@@ -25,7 +25,7 @@ from transformers import (
 )
 from trl import SFTConfig, SFTTrainer
 
-from utils import memory
+from utils import graphs, memory
 from utils.guard import StopOnNaN, halve_when_full
 
 BAD = 40  # the token whose embedding becomes NaN
@@ -271,13 +271,15 @@ def same(one, other, tolerance=1e-6):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_it_becomes_the_run_with_the_smaller_micro_batch(kind, tmp_path, capsys):
+def test_it_becomes_the_run_with_the_smaller_micro_batch(kind, tmp_path, capsys, monkeypatch):
     """From the first step on, dropout included, which draws its random numbers micro-batch by micro-batch."""
-    made = even(kind, tmp_path)
+    made, forgotten = even(kind, tmp_path), []
+    monkeypatch.setattr(graphs, "forget", lambda: forgotten.append(True))
     halve_when_full(made)
     passes = fail(made, rows=0, times=1, backward_of=1)  # when the forward pass has drawn its numbers
     halved = outcome(made)
     assert passes == [4] + [2] * 10
+    assert forgotten == [True]  # recorded CUDA graphs hold memory, too
     assert "step 1: out of memory with 4 rows at once, so it is repeated with 2 at once" in capsys.readouterr().out
     smaller = even(kind, tmp_path, per_device_train_batch_size=2, gradient_accumulation_steps=2)
     assert same(halved, outcome(smaller))

@@ -13,6 +13,7 @@ from transformers.utils import import_utils
 from utils.checks import CourseError
 
 MOST = 32  # shapes that are recorded; each takes a second
+_blocks = []  # of each block of `replay` that is entered: its records, and where they lie
 
 
 @contextlib.contextmanager
@@ -24,11 +25,11 @@ def replay(module, on=True, compiled=False):
     shapes should be few (`pad_to_multiple_of`). Those beyond the first MOST run as usual, and so do evaluation,
     generation, models with activation checkpointing, and everything where there is no GPU. Keys and values are not kept
     (use_cache=False); a `module` that returns what is no tensor is refused with CourseError. The memory of the records
-    stays reserved until the block ends. With `compiled`, layers are recorded as torch.compile fuses them, once for all
-    lengths: that takes a minute, and the results are the usual ones up to rounding.
+    stays reserved until the block ends or `forget` is called. With `compiled`, layers are recorded as torch.compile
+    fuses them, once for all lengths: that takes a minute, and the results are the usual ones up to rounding.
     Source: CUDAGraph and torch.cuda.graph of torch.
     """
-    if not (on and torch.cuda.is_available()) or getattr(module, "is_activation_checkpointing", False):
+    if not (on and torch.cuda.is_available()):
         yield
         return
     usual, records, own = module.forward, {}, "forward" in vars(module)
@@ -46,9 +47,12 @@ def replay(module, on=True, compiled=False):
         leaves, form = _pytree.tree_flatten((args, kwargs | no_cache))
         tensors = [leaf for leaf in leaves if torch.is_tensor(leaf)]
         shape = (form, *((leaf.shape, leaf.dtype) if torch.is_tensor(leaf) else leaf for leaf in leaves))
-        if any(x.requires_grad for x in tensors) or (shape not in records and len(records) == MOST):
+        if any(x.requires_grad for x in tensors):
             return usual(*args, **kwargs)
         if shape not in records:
+            if len(records) == MOST or getattr(module, "is_activation_checkpointing", False):
+                return usual(*args, **kwargs)
+            torch.cuda.empty_cache()  # what is free outside of the pool, the pool would not take
             with _stand_ins(module, trained) as parameters, _compiled(fused):
                 recorded = _record(usual, leaves, form, parameters, *place)
             records[shape] = functools.partial(recorded, trained)
@@ -57,9 +61,11 @@ def replay(module, on=True, compiled=False):
     if compiled:
         module.enable_input_require_grads()  # else the first layer, whose input needs none, is compiled by itself
     module.forward, over = forward, False
+    _blocks.append((records, place))
     try:
         yield
     finally:
+        _blocks.pop()
         if compiled:
             module.disable_input_require_grads()
         over = True  # accelerate may have wrapped `forward` meanwhile, and goes on calling it
@@ -69,6 +75,13 @@ def replay(module, on=True, compiled=False):
         records.clear()
         place.clear()
         torch.cuda.empty_cache()
+
+
+def forget():
+    """Frees the memory of all records, when a step needs it; a shape that comes again is recorded anew."""
+    for records, place in _blocks:
+        records.clear()
+        place[0] = torch.cuda.MemPool()
 
 
 @contextlib.contextmanager

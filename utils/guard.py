@@ -12,7 +12,7 @@ from huggingface_hub import try_to_load_from_cache
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, Trainer, TrainerCallback
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, has_file
 
-from utils import checkpoints
+from utils import checkpoints, graphs
 from utils.checks import CourseError
 from utils.memory import GIB
 
@@ -140,6 +140,7 @@ def halve_when_full(trainer, planned=None, tokens_at_once=None):
         place = f"step {trainer.state.global_step + 1}: out of memory with {size} {unit} at once"
         print(f"{place}, so it is repeated with {most} at once; the effective batch stays the same.")
         model.zero_grad()
+        graphs.forget()
         clear_device_cache(garbage_collection=True)
         torch.set_rng_state(state[0])
         for number, device in enumerate(state[1]):
