@@ -150,7 +150,7 @@ def kept_and_found(arrange):
     ).train()
     model.enable_input_require_grads()
     arrange(base.model.layers)
-    ids = torch.randint(5, 500, (8, 64), generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(5, 500, (8, 64), generator=torch.Generator().manual_seed(0)).to(model.device)
     own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
     kept = {}
 
