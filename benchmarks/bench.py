@@ -402,7 +402,9 @@ PEERS = {
 }
 # the same with Unsloth, which needs older releases of some packages: --unsloth names a folder that has them
 UNSLOTH = {"05": (unsloth_05, 12, "Unsloth, NF4, bfloat16, 8 rows x 4, no checkpointing, by length")}
-CAPPED = {"05": (functools.partial(unsloth_05, attention="flex_attention"), 12, "the same with flex_attention")}
+CAPPED = {
+    "05": (functools.partial(unsloth_05, attention="flex_attention"), 12, "Unsloth, the same with flex_attention")
+}
 OTHERS = {"peer": PEERS, "unsloth": UNSLOTH, "unsloth with the cap": CAPPED}
 LEVERS = {  # arms, too: the course's with these overrides
     "01": {"without TF32": {"matmul": "highest"}, "batches of 8": {"per_device_train_batch_size": 8}},
@@ -541,11 +543,6 @@ def share(record):
     return record["real_tokens_per_second"] * OPERATIONS[record["lesson"]] / CARD
 
 
-def card(record):
-    """The name of the card that a receipt is of, without its memory."""
-    return record["device"].removeprefix("NVIDIA ").split(",")[0]
-
-
 def table(records):
     """README's table of all arms, from their records, and how many times faster the course is."""
     head = "| lesson | recipe | card | rows/s | real tokens/s | of each run | of the floor | s a step | first steps, s "
@@ -554,7 +551,8 @@ def table(records):
     records = [r for r in records if r["arm"] not in LEVERS.get(r["lesson"], {})]
     for r in sorted(records, key=lambda r: (r["lesson"], (*order, r["arm"]).index(r["arm"]), r["arm"])):
         planned = r.get("planned_bytes")
-        cells = [r["lesson"], r["arm"], card(r), f"{r['rows_per_second']:.1f}", f"{r['real_tokens_per_second']:,.0f}"]
+        cells = [r["lesson"], r["arm"], results.card(r), f"{r['rows_per_second']:.1f}"]
+        cells += [f"{r['real_tokens_per_second']:,.0f}"]
         cells += [" ".join(f"{run['real_tokens_per_second']:,.0f}" for run in r["runs"]) if len(r["runs"]) > 1 else ""]
         cells += [f"{share(r):.1%}", f"{r['step_seconds']:.2f}", f"{r['first_steps_seconds']:.0f}"]
         cells += [f"{planned / 2**30:.1f}" if planned else "", f"{r['peak_allocated_bytes'] / 2**30:.1f}"]
@@ -573,14 +571,25 @@ def table(records):
 
 def levers(records):
     """README's table of the arms of LEVERS: the course without one of its levers, beside the course in one call."""
-    head = "| lesson | the course, but | real tokens/s | of the course's beside it | s a step | measured GiB |"
-    lines = [head, "|---|---|---|---|---|---|"]
+    head = "| lesson | the course, but | card | real tokens/s | of the course's beside it | s a step | measured GiB |"
+    lines = [head, "|---|---|---|---|---|---|---|"]
     known = {(r["lesson"], r["arm"]): r for r in records}
     for lesson, name in ((lesson, name) for lesson, found in LEVERS.items() for name in found):
         if "beside" in (r := known.get((lesson, name), {})):
             rate, beside = r["real_tokens_per_second"], r["beside"]
-            cells = [lesson, name, f"{rate:,.0f}", f"{rate / beside:.0%} of {beside:,.0f}", f"{r['step_seconds']:.3f}"]
-            lines.append(f"| {' | '.join(cells)} | {r['peak_allocated_bytes'] / 2**30:.1f} |")
+            cells = [lesson, name, results.card(r), f"{rate:,.0f}", f"{rate / beside:.0%} of {beside:,.0f}"]
+            cells += [f"{r['step_seconds']:.3f}", f"{r['peak_allocated_bytes'] / 2**30:.1f}"]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def caps():
+    """README's table of Unsloth's attentions, from the receipt of check_cap.py."""
+    found = json.loads((RECEIPTS.parent / "unsloth_cap_h200.json").read_text("utf-8"))
+    lines = ["| Unsloth's attention | from logits with the cap | from logits without it |", "|---|---|---|"]
+    for way, attention in found["attention"].items():
+        name = f"`{attention}`" + ", as it comes" * (way == "unsloth")
+        lines.append(f"| {name} | {found[f'with the cap | {way}']:.2f} | {found[f'without it | {way}']:.2f} |")
     return "\n".join(lines)
 
 
@@ -627,7 +636,7 @@ def rehearsals():
         changed = {name: value for name, value in found["overrides"].items() if name not in short}
         profile = f"`{r['profile']}`" + "".join(f", `{name}` {value}" for name, value in changed.items())
         whole = found["highest_reserved_bytes"] / 2**30
-        capped = f"{found['capped_gb']:g} GB" if found["capped_gb"] else card(r)
+        capped = f"{found['capped_gb']:g} GB" if found["capped_gb"] else results.card(r)
         cells = [r["lesson"][:2], r["model_id"], profile, capped]
         cells += [f"{r[f'{name}_peak_bytes'] / 2**30:.1f}" for name in ("planned", "measured")]
         cells += [f"{whole:.1f}", f"[{path.stem}](benchmarks/receipts/{path.name})"]
@@ -640,6 +649,7 @@ def write_table():
     records = [json.loads(path.read_text("utf-8")) for path in sorted(RECEIPTS.glob("*.json"))]
     results.put_into_readme("bench", table(records))
     results.put_into_readme("levers", levers(records))
+    results.put_into_readme("caps", caps())
     draw(records, RECEIPTS / "rates.svg")
     results.put_into_readme("rehearsals", rehearsals())
 

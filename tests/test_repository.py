@@ -89,6 +89,7 @@ def test_the_results_of_the_readme_are_those_of_the_rendered_copies():
         assert re.findall(r"\d\.\d{3}", row) == numbers
 
 
+EAGER = {"attn_implementation": "eager"}
 FLASH = {"attn_implementation": attention.FLASH, "tokens_at_once": 11_264}  # as the profile is where it runs
 CHECKPOINTING = {"per_device_train_batch_size": 4, "activation_checkpointing": True, "target_modules": []}
 
@@ -128,9 +129,12 @@ def test_the_table_of_rehearsals_is_that_of_their_receipts(monkeypatch, tmp_path
     [
         ("03", CHECKPOINTING, "03_checkpointing_h100.json", "measured_peak_bytes"),
         *((lesson, {}, f"bench/{lesson}_course.json", "peak_allocated_bytes") for lesson in ("03", "04")),
+        ("03", {"per_device_train_batch_size": 4}, "03_batch_4_24gb_h200.json", "measured_peak_bytes"),
+        ("04", {"per_device_train_batch_size": 4}, "04_batch_4_16gb_h200.json", "measured_peak_bytes"),
+        ("05", EAGER | {"activation_checkpointing": True}, "05_checkpointing_16gb_h200.json", "measured_peak_bytes"),
         ("05", FLASH, "bench/05_course.json", "peak_allocated_bytes"),
         ("05", FLASH, "05_full_flash_h100.json", "measured_peak_bytes"),
-        ("05", {"attn_implementation": "eager"}, "05_full_h100.json", "measured_peak_bytes"),
+        ("05", EAGER, "05_full_h100.json", "measured_peak_bytes"),
     ],
 )
 def test_a_lesson_plans_today_what_a_gpu_took(lesson, overrides, receipt, key):
@@ -152,6 +156,7 @@ def test_table_and_figure_of_the_benchmarks_are_those_of_their_receipts(tmp_path
     page = (ROOT / "README.md").read_text()
     assert bench.table(records) in page
     assert bench.levers(records) in page
+    assert bench.caps() in page
     for record in records:
         slower = [r | {"real_tokens_per_second": 1.0} if r is record else r for r in records]
         both = bench.table(slower) in page, bench.levers(slower) in page

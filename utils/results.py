@@ -35,8 +35,13 @@ def benchmarks(lesson):
     for r in (json.loads(path.read_text("utf-8")) for path in sorted(folder.glob(f"{lesson}_*.json"))):
         found[r["arm"]] = {"rows/s": r["rows_per_second"], "real tokens/s": r["real_tokens_per_second"]}
         found[r["arm"]] |= {"ms a step": 1000 * r["step_seconds"], "peak GiB": r["peak_allocated_bytes"] / memory.GIB}
-        found[r["arm"]]["first steps, s"] = r["first_steps_seconds"]
+        found[r["arm"]] |= {"first steps, s": r["first_steps_seconds"], "card": card(r)}
     return dict(sorted(found.items(), key=lambda pair: pair[1]["real tokens/s"]))
+
+
+def card(record):
+    """The name of the card that a receipt is of, without its memory."""
+    return record["device"].removeprefix("NVIDIA ").split(",")[0]
 
 
 def put_into_readme(mark, table):
