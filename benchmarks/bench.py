@@ -536,6 +536,7 @@ ARMS |= {"unsloth with the cap": "Unsloth's with the cap", "course": "the course
 # tokens of a text with 128 of its summary. At 790 TFLOP/s, which such cards reach with large bfloat16 matrices.
 OPERATIONS = {"01": 0.517e9, "02": 1.233e9, "03": 7.44e12 / 1024, "04": 5.44e9, "05": 34.0e9}
 CARD = 790e12
+SIZES = (4, 6, 8, 12, 16, 24, 32, 48, 80)  # of cards, in GB
 
 
 def share(record):
@@ -625,22 +626,52 @@ def draw(records, path):
         pyplot.close(figure)
 
 
+def settings_of(found):
+    """What a rehearsal changed of its profile, but for the numbers of rows and steps, in words."""
+    short = {*rehearse.COUNTS, "max_steps", "max_new_tokens", "eval_steps", "logging_steps", "eval_rows"}
+    short |= {"dataset_id", "data_files"}
+    return ", ".join(f"`{name}` {value}" for name, value in found["overrides"].items() if name not in short)
+
+
 def rehearsals():
     """README's table of whole lessons, from the receipts that rehearse.py --keep wrote."""
     head = "| lesson | model | profile | card | planned GiB | measured GiB | whole lesson, GiB | receipt |"
-    lines, short = [head, "|---|---|---|---|---|---|---|---|"], {*rehearse.COUNTS, "max_steps", "max_new_tokens"}
-    short |= {"eval_steps", "logging_steps", "eval_rows", "dataset_id", "data_files"}
+    lines = [head, "|---|---|---|---|---|---|---|---|"]
     for path in sorted(RECEIPTS.parent.glob("[0-9]*.json")):
         r = json.loads(path.read_text("utf-8"))
         found = r["metrics"]["rehearsal"]
-        changed = {name: value for name, value in found["overrides"].items() if name not in short}
-        profile = f"`{r['profile']}`" + "".join(f", `{name}` {value}" for name, value in changed.items())
-        whole = found["highest_reserved_bytes"] / 2**30
+        whole, changed = found["highest_reserved_bytes"] / 2**30, settings_of(found)
         capped = f"{found['capped_gb']:g} GB" if found["capped_gb"] else results.card(r)
-        cells = [r["lesson"][:2], r["model_id"], profile, capped]
+        cells = [r["lesson"][:2], r["model_id"], f"`{r['profile']}`" + f", {changed}" * bool(changed), capped]
         cells += [f"{r[f'{name}_peak_bytes'] / 2**30:.1f}" for name in ("planned", "measured")]
         cells += [f"{whole:.1f}", f"[{path.stem}](benchmarks/receipts/{path.name})"]
         lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def needed(record):
+    """GB of the card that a rehearsed lesson needs: what it was capped at, or the least size that holds all of it."""
+    found = record["metrics"]["rehearsal"]
+    wanted = found["highest_reserved_bytes"] / 0.95e9  # a part of each card is taken by CUDA
+    return round(found["capped_gb"] or next((size for size in SIZES if size >= wanted), 80))
+
+
+def cards():
+    """README's table of cards, from the receipts of whole lessons: each profile as it is, and what runs on less."""
+    words = {"colab": "a GPU before Ampere (T4, V100, GTX 16, RTX 20) | `colab` (float16; 03 float32)"}
+    words["full"] = "Ampere or newer (RTX 30, 40, 50, A10, A100, L4, H100) | `full` (bfloat16)"
+    lines = ["| you have | profile | needs |", "|---|---|---|", "| no GPU | `tiny` | nothing more |"]
+    records = [json.loads(path.read_text("utf-8")) for path in sorted(RECEIPTS.parent.glob("[0-9]*.json"))]
+    for profile, name in words.items():
+        needs = {}
+        for lesson in RECIPES:
+            mine = [r for r in records if r["lesson"][:2] == lesson and r["profile"] == profile]
+            small = min(mine, key=needed)
+            as_it_is = min(needed(r) for r in mine if not settings_of(r["metrics"]["rehearsal"]))
+            needs[lesson] = f"{as_it_is} GB"
+            if needed(small) < as_it_is:
+                needs[lesson] += f", or {needed(small)} GB with {settings_of(small['metrics']['rehearsal'])}"
+        lines.append(f"| {name} | {' · '.join(f'{lesson}: {need}' for lesson, need in needs.items())} |")
     return "\n".join(lines)
 
 
@@ -652,6 +683,7 @@ def write_table():
     results.put_into_readme("caps", caps())
     draw(records, RECEIPTS / "rates.svg")
     results.put_into_readme("rehearsals", rehearsals())
+    results.put_into_readme("cards", cards())
 
 
 def in_child(args, folder):

@@ -37,6 +37,7 @@ def replay(module, on=True, compiled=False):
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     layers = [layer for layer in module.modules() if compiled and isinstance(layer, GradientCheckpointingLayer)]
     fused = {layer: layer.compile(dynamic=True) or vars(layer).pop("_compiled_call_impl") for layer in layers}
+    torch.cuda.empty_cache()  # or what follows is put into large free pieces, which then cannot be given back
     # of all records, none of which is needed while another one runs
     place = [torch.cuda.MemPool(), torch.cuda.Stream(), [torch.empty_like(parameter) for parameter in trained]]
 

@@ -162,9 +162,10 @@ def _parts(inputs, most, trainer=None):
         multiple = getattr(trainer.data_collator, "pad_to_multiple_of", None) or 1
         last = (mask * torch.arange(1, length + 1, device=mask.device)).amax(dim=1).tolist()
         widths = [min(length, -(-end // multiple) * multiple) for end in last]
+    by_row = {name for name, value in inputs.items() if torch.is_tensor(value) and value.shape[:1] == (rows,)}
     ends = _cuts(widths or [1] * rows, most)
     for begin, end in itertools.pairwise(ends):
-        part = {name: _part(value, rows, begin, end) for name, value in inputs.items()}
+        part = {name: value[begin:end] if name in by_row else value for name, value in inputs.items()}
         if widths:
             long = [name for name, value in inputs.items() if getattr(value, "shape", None) == mask.shape]
             long = [name for name in long if name != "labels" or not trainer.model.config.is_encoder_decoder]
@@ -206,15 +207,9 @@ def _rows_of(inputs):
     return next(len(value) for value in inputs.values() if torch.is_tensor(value))
 
 
-def _part(value, rows, begin, end):
-    return value[begin:end] if torch.is_tensor(value) and value.shape[:1] == (rows,) else value
-
-
 def _advice(size, unit, trainer, planned):
     """What to do when half of the micro-batch, or one row, is too much; size: its "rows" or "tokens"."""
-    advice = []
-    if planned:
-        advice.append(f"the plan of this run was {planned['total'] / GIB:.1f} GiB")
+    advice = [f"the plan of this run was {planned['total'] / GIB:.1f} GiB"] if planned else []
     if torch.cuda.is_available():
         card = torch.cuda.get_device_properties(0).total_memory / GIB
         card *= torch.cuda.get_per_process_memory_fraction()  # as a rehearsal for a smaller card sets it
