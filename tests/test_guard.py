@@ -352,6 +352,54 @@ def test_other_faults_pass_and_without_the_guard_the_run_ends(tmp_path):
         made.train()
 
 
+def too_small_for(made, rows):
+    """Evaluations of more than `rows` rows at once find too little memory; the rows of each evaluation pass."""
+    passes = []
+
+    def forward(module, args, inputs):
+        if not module.training:
+            passes.append(len(inputs["input_ids"]))
+            if passes[-1] > rows:
+                raise torch.OutOfMemoryError(FULL)
+
+    made.model.register_forward_pre_hook(forward, with_kwargs=True)
+    return passes
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_evaluation_is_repeated_in_halves_until_it_fits(kind, tmp_path, capsys, monkeypatch):
+    settings = dict(per_device_eval_batch_size=8, eval_strategy="steps", eval_steps=2, disable_tqdm=False)
+    usual, made = (even(kind, tmp_path, **settings) for _ in range(2))
+    forgotten = []
+    monkeypatch.setattr(graphs, "forget", lambda: forgotten.append(True))
+    for one in (usual, made):
+        one.eval_dataset = one.train_dataset
+        halve_when_full(one)
+    wanted = outcome(usual)
+    assert not forgotten
+    passes = too_small_for(made, rows=3)
+    assert same(outcome(made), wanted)  # the training takes no notice
+    assert passes == [8, 4] + [2] * 12  # 12 rows, twice
+    assert forgotten == [True] * 2
+    losses = [[entry["eval_loss"] for entry in one.state.log_history if "eval_loss" in entry] for one in (usual, made)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert "evaluation of 4 rows at once, so it is repeated with 2 at once" in capsys.readouterr().out
+
+
+def test_an_evaluation_that_cannot_be_halved_or_has_another_fault_ends(tmp_path):
+    made = even("bert", tmp_path, per_device_eval_batch_size=2)
+    halve_when_full(made)
+    passes = too_small_for(made, rows=0)
+    with pytest.raises(torch.OutOfMemoryError):
+        made.evaluate(made.train_dataset)
+    assert passes == [2, 1]
+    made = even("bert", tmp_path, per_device_eval_batch_size=2)
+    halve_when_full(made)
+    made.model.register_forward_pre_hook(lambda module, args: torch.ones(2) @ torch.ones(3))
+    with pytest.raises(RuntimeError, match="inconsistent tensor size"):
+        made.evaluate(made.train_dataset)
+
+
 def uneven(kind, folder, **more):
     """Rows of 3 to 8 tokens, four a step, from long to short; what the model was given, (rows, length) by pass."""
     made, given = without_dropout(even(kind, folder, optim="sgd", learning_rate=0.1, **more)), []

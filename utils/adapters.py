@@ -41,9 +41,8 @@ def check_quantized(model):
     for name, layer in layers.items():
         if not unpacks_rightly(layer.in_features, layer.weight.device):
             remedy = "take a model whose widths are multiples of 64, or a GPU"
-            raise CourseError(
-                f"{name}: bitsandbytes unpacks rows of {layer.in_features} wrongly on this CPU; {remedy}."
-            )
+            fault = f"bitsandbytes unpacks rows of {layer.in_features} wrongly on this CPU"
+            raise CourseError(f"{name}: {fault}; {remedy}.")
     return layers
 
 

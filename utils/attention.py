@@ -9,11 +9,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import create_position_bias_mask, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
-from transformers.models.gemma2.modeling_gemma2 import (
-    Gemma2DecoderLayer,
-    apply_rotary_pos_emb,
-    eager_attention_forward,
-)
+from transformers.models.gemma2 import modeling_gemma2 as gemma2
 
 from utils.checks import CourseError
 
@@ -190,29 +186,23 @@ def _find_last_token(decoder, args, kwargs):
     decoder.layers[-1].last = last, hidden if mask is None else hidden | (mask == 0)
 
 
-class LastTokenLayer(Gemma2DecoderLayer):
+class LastTokenLayer(gemma2.Gemma2DecoderLayer):
     """A layer with one query a row, at `last`: (rows,) places, (rows, tokens) of what they do not see."""
 
     def forward(self, hidden_states, position_embeddings, **kwargs):
         attention, (rows, tokens, _), (last, hidden) = self.self_attn, hidden_states.shape, self.last
         at, normed = (torch.arange(rows, device=last.device), last), self.input_layernorm(hidden_states)
-        query, key, value = (
-            project(some).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
-            for project, some in (
-                (attention.q_proj, normed[at][:, None]),
-                (attention.k_proj, normed),
-                (attention.v_proj, normed),
-            )
-        )
+        states = attention.q_proj(normed[at][:, None]), attention.k_proj(normed), attention.v_proj(normed)
+        query, key, value = (some.unflatten(-1, (-1, attention.head_dim)).transpose(1, 2) for some in states)
         cos, sin = (table.expand(rows, -1, -1) for table in position_embeddings)
-        query, _ = apply_rotary_pos_emb(query, query, cos[at][:, None], sin[at][:, None])
-        key, _ = apply_rotary_pos_emb(key, key, cos, sin)
+        query, _ = gemma2.apply_rotary_pos_emb(query, query, cos[at][:, None], sin[at][:, None])
+        key, _ = gemma2.apply_rotary_pos_emb(key, key, cos, sin)
         if attention.sliding_window:
             far = torch.arange(tokens, device=last.device) <= last[:, None] - attention.sliding_window
             hidden = hidden | far
         mask = torch.zeros(hidden.shape, dtype=query.dtype, device=query.device).masked_fill(hidden, -torch.inf)
         settings = dict(scaling=attention.scaling, softcap=attention.attn_logit_softcapping)
-        found, _ = eager_attention_forward(attention, query, key, value, mask[:, None, None], **settings)
+        found, _ = gemma2.eager_attention_forward(attention, query, key, value, mask[:, None, None], **settings)
         answer = attention.o_proj(found.reshape(rows, 1, -1))
         states = hidden_states[at][:, None] + self.post_attention_layernorm(answer)
         more = self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(states)))

@@ -29,9 +29,8 @@ def writable_folder(path):
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        raise CourseError(
-            f"{folder}: cannot write here ({error.strerror}); set OUTPUT_DIR to another folder."
-        ) from error
+        remedy = "set OUTPUT_DIR to another folder"
+        raise CourseError(f"{folder}: cannot write here ({error.strerror}); {remedy}.") from error
     return folder
 
 

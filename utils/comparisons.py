@@ -168,9 +168,8 @@ def write_probabilities(path, ids, lengths, predict, batch_size, made_by=()):
     print()
     whole = path.with_name(f"{path.name}.whole")
     with whole.open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows(
-            [["id", *WINNERS], *([ids[r], *done[r]] for r in range(len(ids)))]
-        )
+        table = [["id", *WINNERS], *([ids[r], *done[r]] for r in range(len(ids)))]
+        csv.writer(file, lineterminator="\n").writerows(table)
     os.replace(whole, path)
     partial.unlink()
     return path

@@ -14,9 +14,8 @@ class TokensView:
     def __repr__(self):
         """All tokens in a line, those that are marked in [brackets]."""
         shown = (f"[{piece}]" if mark else piece for piece, mark in zip(self.pieces, self.marked, strict=True))
-        return (
-            f"{'·'.join(shown)}\n[{self.legend[0]}]: {sum(self.marked)}, {self.legend[1]}: {self.marked.count(False)}"
-        )
+        counts = f"[{self.legend[0]}]: {sum(self.marked)}, {self.legend[1]}: {self.marked.count(False)}"
+        return f"{'·'.join(shown)}\n{counts}"
 
     def _repr_html_(self):
         style = "border-radius: 3px; padding: 1px 3px; margin: 1px; display: inline-block; font-family: monospace;"
@@ -27,9 +26,8 @@ class TokensView:
 
         shown = "".join(box(piece, mark) for piece, mark in zip(self.pieces, self.marked, strict=True))
         counts = self.marked.count(True), self.marked.count(False)
-        key = " ".join(
-            box(f"{name}: {n}", mark) for name, n, mark in zip(self.legend, counts, (True, False), strict=True)
-        )
+        parts = zip(self.legend, counts, (True, False), strict=True)
+        key = " ".join(box(f"{name}: {n}", mark) for name, n, mark in parts)
         return f'<div style="line-height: 1.9">{shown}</div><div style="border-left: 3px solid {ORANGE}">{key}</div>'
 
 

@@ -91,7 +91,8 @@ def halve_when_full(trainer, planned=None, tokens_at_once=None):
     smaller micro-batch from this step on. A second lack of memory raises CourseError with what `planned`, the Plan of
     this run, advises. (`auto_find_batch_size` of Trainer takes 0.9 of the batch, does not accumulate more, and begins
     again at step 0 with the weights of the step that failed.) Also raises CourseError if the loss of the model is a
-    mean over the micro-batch while Trainer takes it for a share of the effective batch, and would add means up.
+    mean over the micro-batch while Trainer takes it for a share of the effective batch, and would add means up. An
+    evaluation that finds too little memory is repeated in halves, too, as often as need be.
 
     tokens_at_once: a micro-batch goes through the model in parts of so many positions at most (rows times the longest
     one of the part), as few and as equal as can be, but never less than a row. So short rows go many at a time.
@@ -100,10 +101,9 @@ def halve_when_full(trainer, planned=None, tokens_at_once=None):
         remedy = "set it to the tokens of the longest row, or more"
         raise CourseError(f"tokens_at_once is {tokens_at_once}, so no row would have a part; {remedy}.")
     if trainer.loss_is_scaled_for_ga is None and _averages(trainer):
-        remedy = (
-            "Trainer would add up those of accumulated micro-batches; set trainer.model_accepts_loss_kwargs = False"
-        )
-        raise CourseError(f"the loss of {type(trainer.model).__name__} is a mean over its rows, and {remedy}.")
+        fault = f"the loss of {type(trainer.model).__name__} is a mean over its rows"
+        remedy = "Trainer would add up those of accumulated micro-batches; set trainer.model_accepts_loss_kwargs"
+        raise CourseError(f"{fault}, and {remedy} = False.")
     step, now, seen, state, most, halved = trainer.training_step, None, [], [], tokens_at_once, False
 
     def fits(model, inputs, items):
@@ -111,7 +111,7 @@ def halve_when_full(trainer, planned=None, tokens_at_once=None):
         try:
             return in_parts(model, inputs, items) if most else step(model, dict(inputs), items)
         except RuntimeError as error:
-            if not isinstance(error, torch.OutOfMemoryError) and not should_reduce_batch_size(error):
+            if not _out_of_memory(error):
                 raise
 
     def in_parts(model, inputs, items):
@@ -140,8 +140,7 @@ def halve_when_full(trainer, planned=None, tokens_at_once=None):
         place = f"step {trainer.state.global_step + 1}: out of memory with {size} {unit} at once"
         print(f"{place}, so it is repeated with {most} at once; the effective batch stays the same.")
         model.zero_grad()
-        graphs.forget()
-        clear_device_cache(garbage_collection=True)
+        _make_room()
         torch.set_rng_state(state[0])
         for number, device in enumerate(state[1]):
             torch.cuda.set_rng_state(device, number)
@@ -150,7 +149,29 @@ def halve_when_full(trainer, planned=None, tokens_at_once=None):
                 raise CourseError(_advice(most, unit, trainer, planned))
         return loss
 
-    trainer.training_step = training_step
+    def evaluate(*args, **kwargs):
+        while True:
+            size = trainer.args.per_device_eval_batch_size
+            try:
+                return usual_evaluate(*args, **kwargs)
+            except RuntimeError as error:
+                if not _out_of_memory(error) or size == 1:
+                    raise
+            trainer.args.per_device_eval_batch_size = size // 2
+            print(f"Out of memory in an evaluation of {size} rows at once, so it is repeated with {size // 2} at once.")
+            _make_room()
+
+    trainer.training_step, usual_evaluate, trainer.evaluate = training_step, trainer.evaluate, evaluate
+
+
+def _out_of_memory(error):
+    return isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error)
+
+
+def _make_room():
+    """Frees what nobody uses any more, and what CUDA graphs hold."""
+    graphs.forget()
+    clear_device_cache(garbage_collection=True)
 
 
 def _parts(inputs, most, trainer=None):

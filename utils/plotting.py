@@ -33,11 +33,8 @@ def length_histogram(lengths, max_length, path):
 def learning_curve(history, metric, path):
     """Loss and `metric` against optimizer steps, from `trainer.state.log_history`."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3))
-    for axes, key, label, colour in (
-        (left, "loss", "training", GREY),
-        (left, "eval_loss", "validation", BLUE),
-        (right, f"eval_{metric}", "validation", BLUE),
-    ):
+    curves = (left, "loss", "training", GREY), (left, "eval_loss", "validation", BLUE)
+    for axes, key, label, colour in (*curves, (right, f"eval_{metric}", "validation", BLUE)):
         points = [(entry["step"], entry[key]) for entry in history if key in entry]
         axes.plot(*zip(*points, strict=True), "o-", color=colour, label=label, markersize=3)
         axes.set(xlabel="optimizer step", ylabel=metric if axes is right else "loss")

@@ -28,10 +28,8 @@ def select(PROFILES, PROFILE, OVERRIDES):
         _need(name, PROFILES[PROFILE], "OVERRIDES:")
         types = {type(settings[name]) for settings in PROFILES.values()}
         if type(value) not in types and types != {type(None)} and not (type(value) is int and float in types):
-            wanted = (
-                f"of type {' or '.join(sorted(kind.__name__ for kind in types))}, such as {PROFILES[PROFILE][name]!r}"
-            )
-            raise CourseError(
-                f"OVERRIDES: {name} = {value!r} is of type {type(value).__name__}; write a value {wanted}."
-            )
+            kinds = " or ".join(sorted(kind.__name__ for kind in types))
+            fault = f"{name} = {value!r} is of type {type(value).__name__}"
+            wanted = f"write a value of type {kinds}, such as {PROFILES[PROFILE][name]!r}"
+            raise CourseError(f"OVERRIDES: {fault}; {wanted}.")
     return SimpleNamespace(**{**PROFILES[PROFILE], **OVERRIDES})

@@ -137,9 +137,8 @@ def run(path, folder, parameters, args):
     command += ["-y", yaml.safe_dump(parameters), str(path), str(partial)]  # JSON is not YAML: 1e-05
     log, pipe = folder / f"{path.stem}.log", subprocess.PIPE
     with log.open("wb") as file:
-        process = subprocess.Popen(
-            command, env=environment, start_new_session=True, stdin=pipe, stdout=file, stderr=file
-        )
+        streams = dict(stdin=pipe, stdout=file, stderr=file)
+        process = subprocess.Popen(command, env=environment, start_new_session=True, **streams)
     try:
         problem, notebook = watch(process, partial, log, args)
     finally:
