@@ -230,7 +230,13 @@ def rows(change=0, count=32):
 def test_the_same_run_is_resumed_wherever_its_folder_was_moved_to(folder):
     assert checkpoints.start(make(folder), resume=True) == str(folder / "checkpoint-10")
     same = dict(train_dataset=rows(), eval_dataset=rows(count=32).select(range(8)), disable_tqdm=False)
-    same |= dict(logging_steps=7, report_to=["tensorboard"], save_total_limit=9, dataloader_num_workers=1)
+    same |= dict(
+        logging_steps=7,
+        report_to=["tensorboard"],
+        save_total_limit=9,
+        dataloader_num_workers=1,
+        per_device_eval_batch_size=3,
+    )
     assert checkpoints.start(make(folder, **same), resume=True) == str(folder / "checkpoint-10")
 
 

@@ -25,7 +25,7 @@ STACK = ("torch", "transformers", "accelerate", "datasets", "trl", "peft", "bits
 # arguments that change no weight; all others must be the same when a run is resumed
 FREE = ("output_dir", "run_name", "report_to", "project", "disable_tqdm", "save_total_limit", "resume_from_checkpoint")
 FREE += ("logging_", "hub_", "push_", "trackio_", "log_level", "local_rank", "dataloader_num", "dataloader_pin")
-FREE += ("dataloader_prefetch", "dataloader_persistent")
+FREE += ("dataloader_prefetch", "dataloader_persistent", "per_device_eval_batch_size")
 
 
 def own_folder(path):

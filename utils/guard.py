@@ -92,7 +92,7 @@ def halve_when_full(trainer, planned=None, tokens_at_once=None):
     this run, advises. (`auto_find_batch_size` of Trainer takes 0.9 of the batch, does not accumulate more, and begins
     again at step 0 with the weights of the step that failed.) Also raises CourseError if the loss of the model is a
     mean over the micro-batch while Trainer takes it for a share of the effective batch, and would add means up. An
-    evaluation that finds too little memory is repeated in halves, too, as often as need be.
+    evaluation that finds too little memory is repeated with half of its rows at once, as often as need be.
 
     tokens_at_once: a micro-batch goes through the model in parts of so many positions at most (rows times the longest
     one of the part), as few and as equal as can be, but never less than a row. So short rows go many at a time.
@@ -106,12 +106,12 @@ def halve_when_full(trainer, planned=None, tokens_at_once=None):
         raise CourseError(f"{fault}, and {remedy} = False.")
     step, now, seen, state, most, halved = trainer.training_step, None, [], [], tokens_at_once, False
 
-    def fits(model, inputs, items):
-        """The loss, or None if memory ran out; then what the failed pass holds is free when this returns."""
+    def fits(do, *args, **kwargs):
+        """What `do` returns, or None if memory ran out; then what it held is free when this returns."""
         try:
-            return in_parts(model, inputs, items) if most else step(model, dict(inputs), items)
+            return do(*args, **kwargs)
         except RuntimeError as error:
-            if not _out_of_memory(error):
+            if not isinstance(error, torch.OutOfMemoryError) and not should_reduce_batch_size(error):
                 raise
 
     def in_parts(model, inputs, items):
@@ -128,9 +128,9 @@ def halve_when_full(trainer, planned=None, tokens_at_once=None):
         nonlocal most, halved, now
         if now != (now := (id(trainer.state), trainer.state.global_step)):
             seen.clear()  # the micro-batches of this step, to repeat them
-            state[:] = torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+            state[:] = _random_states()
         seen.append(inputs)
-        if (loss := fits(model, inputs, num_items_in_batch)) is not None:
+        if (loss := fits(in_parts if most else step, model, dict(inputs), num_items_in_batch)) is not None:
             return loss
         rows, unit = _rows_of(inputs), "tokens" if tokens_at_once else "rows"
         size = min(most or rows, inputs["input_ids"].numel() if tokens_at_once else rows)
@@ -140,38 +140,36 @@ def halve_when_full(trainer, planned=None, tokens_at_once=None):
         place = f"step {trainer.state.global_step + 1}: out of memory with {size} {unit} at once"
         print(f"{place}, so it is repeated with {most} at once; the effective batch stays the same.")
         model.zero_grad()
-        _make_room()
-        torch.set_rng_state(state[0])
-        for number, device in enumerate(state[1]):
-            torch.cuda.set_rng_state(device, number)
+        _make_room(*state)
         for batch in seen:
-            if (loss := fits(model, batch, num_items_in_batch)) is None:
+            if (loss := fits(in_parts, model, batch, num_items_in_batch)) is None:
                 raise CourseError(_advice(most, unit, trainer, planned))
         return loss
 
     def evaluate(*args, **kwargs):
-        while True:
-            size = trainer.args.per_device_eval_batch_size
-            try:
-                return usual_evaluate(*args, **kwargs)
-            except RuntimeError as error:
-                if not _out_of_memory(error) or size == 1:
-                    raise
+        before = _random_states()  # each try draws some
+        while (found := fits(usual_evaluate, *args, **kwargs)) is None:
+            if (size := trainer.args.per_device_eval_batch_size) == 1:
+                remedy = "shorten max_length, or close what else uses the card"
+                raise CourseError(f"out of memory in an evaluation of one row at a time; {remedy}.")
             trainer.args.per_device_eval_batch_size = size // 2
             print(f"Out of memory in an evaluation of {size} rows at once, so it is repeated with {size // 2} at once.")
-            _make_room()
+            _make_room(*before)
+        return found
 
     trainer.training_step, usual_evaluate, trainer.evaluate = training_step, trainer.evaluate, evaluate
 
 
-def _out_of_memory(error):
-    return isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error)
+def _random_states():
+    return torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
 
 
-def _make_room():
-    """Frees what nobody uses any more, and what CUDA graphs hold."""
+def _make_room(cpu, gpus):
+    """Frees what nobody uses any more and what CUDA graphs hold; random numbers are drawn from these states again."""
     graphs.forget()
     clear_device_cache(garbage_collection=True)
+    torch.set_rng_state(cpu)
+    torch.cuda.set_rng_state_all(gpus)
 
 
 def _parts(inputs, most, trainer=None):
