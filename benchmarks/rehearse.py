@@ -617,7 +617,8 @@ def report(args, path, run, ready, folder):
         if "out of memory" in f"{output.get('ename')} {output.get('evalue')}".replace("OutOfMemory", "out of memory"):
             remedy = "take a smaller batch (OVERRIDES), PROFILE=colab, or a larger card"
             print(f"It does not fit: {place} ran out of memory; {remedy}.")
-        if halved := re.search(r"[Oo]ut of memory (with|in an evaluation of) \d+ \w+ at once.*", "".join(output.get("text", ""))):
+        said = "".join(output.get("text", ""))
+        if halved := re.search(r"[Oo]ut of memory (with|in an evaluation of) \d+ \w+ at once.*", said):
             found["halved"] = halved[0]
             print(f"Tight: in {place}, {halved[0]}")
     if not record.get("trainings") or record["trainings"][0]["end"] is None:

@@ -480,3 +480,25 @@ def test_the_course_arm_of_a_benchmark_runs_the_lesson_up_to_its_training(sizes,
     lever = json.loads((tmp_path / "kept" / "01_batches_of_8.json").read_text())
     assert lever["beside"] == record["real_tokens_per_second"] != lever["real_tokens_per_second"]
     assert lever["overrides"] == {"per_device_train_batch_size": 8}
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("step 1: out of memory with 6 rows at once, so it is repeated with 3 at once", "out of memory with 6 rows"),
+        ("Out of memory in an evaluation of 8 rows at once, so it is repeated", "Out of memory in an evaluation of 8"),
+        ("there is memory for 8 rows at once", None),
+    ],
+)
+def test_what_was_repeated_for_lack_of_memory_is_reported(said, shown, tmp_path, capsys):
+    path = rehearse.lesson_of("03")
+    folder = tmp_path / "out" / "full" / path.stem
+    folder.mkdir(parents=True)
+    output = {"output_type": "stream", "name": "stdout", "text": [said]}
+    cell = {"cell_type": "code", "source": [], "metadata": {}, "execution_count": 1, "outputs": [output]}
+    (folder / path.name).write_text(json.dumps({"cells": [cell]}))
+    args = SimpleNamespace(profile="full", overrides={}, gpu_memory=24)
+    ready = {"cut": {}, "rows": {}, "planned": {"total": 2**30}}
+    found = rehearse.report(args, path, SimpleNamespace(), ready, tmp_path)
+    assert ("halved" in found) == bool(shown)
+    assert (f"Tight: in code cell 1 (start), {shown}" in capsys.readouterr().out) == bool(shown)
