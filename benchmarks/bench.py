@@ -27,7 +27,7 @@ from types import SimpleNamespace
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)]
 import rehearse  # noqa: E402
 
-from utils import results  # noqa: E402
+from utils import memory, results  # noqa: E402
 
 LATER = "evaluation and checkpoints left out, reports to nobody, renamed arguments of transformers renamed"
 CHANGED = {
@@ -536,12 +536,17 @@ ARMS |= {"unsloth with the cap": "Unsloth's with the cap", "course": "the course
 # tokens of a text with 128 of its summary. At 790 TFLOP/s, which such cards reach with large bfloat16 matrices.
 OPERATIONS = {"01": 0.517e9, "02": 1.233e9, "03": 7.44e12 / 1024, "04": 5.44e9, "05": 34.0e9}
 CARD = 790e12
-SIZES = (4, 6, 8, 12, 16, 24, 32, 48, 80)  # of cards, in GB
+SIZES = (4, 6, 8, 12, 16, 24, 32, 48, 80, 141)  # of cards, in GB
 
 
 def share(record):
     """How near an arm's real tokens/s come to what the card's arithmetic allows, 0 to 1."""
     return record["real_tokens_per_second"] * OPERATIONS[record["lesson"]] / CARD
+
+
+def is_course(record):
+    """Whether it is the course as it stands, on whatever card."""
+    return record["arm"].split(" on ")[0] == "course"
 
 
 def table(records):
@@ -561,8 +566,9 @@ def table(records):
     arms, found = {(r["lesson"], r["arm"]): r for r in records}, []
     for lesson in sorted({lesson for lesson, arm in arms if arm == "course"}):
         rate = {arm: arms[lesson, arm]["real_tokens_per_second"] for arm in order if (lesson, arm) in arms}
-        ours = {arm: arms[lesson, arm].get("beside", rate["course"]) for arm in rate}  # where there was one, its own
-        times = [f"{ours[arm] / rate[arm]:.1f} times {ARMS[arm]}" for arm in order[:-1] if arm in rate]
+        ours = {r["device"]: r["real_tokens_per_second"] for r in records if is_course(r) and r["lesson"] == lesson}
+        beside = {arm: arms[lesson, arm].get("beside") or ours[arms[lesson, arm]["device"]] for arm in rate}
+        times = [f"{beside[arm] / rate[arm]:.1f} times {ARMS[arm]}" for arm in order[:-1] if arm in rate]
         found += [f"{lesson} {', '.join(times)}"] if times else []
     cards = "; ".join(sorted({r["device"] for r in records}))
     words = [f"The course's real tokens/s, by lesson: {'; '.join(found)}. Cards: {cards}."]
@@ -633,12 +639,16 @@ def settings_of(found):
     return ", ".join(f"`{name}` {value}" for name, value in found["overrides"].items() if name not in short)
 
 
+def whole_lessons():
+    """(path, record) of each receipt that rehearse.py --keep wrote."""
+    return [(path, json.loads(path.read_text("utf-8"))) for path in sorted(RECEIPTS.parent.glob("[0-9]*.json"))]
+
+
 def rehearsals():
-    """README's table of whole lessons, from the receipts that rehearse.py --keep wrote."""
+    """README's table of whole lessons, from their receipts."""
     head = "| lesson | model | profile | card | planned GiB | measured GiB | whole lesson, GiB | receipt |"
     lines = [head, "|---|---|---|---|---|---|---|---|"]
-    for path in sorted(RECEIPTS.parent.glob("[0-9]*.json")):
-        r = json.loads(path.read_text("utf-8"))
+    for path, r in whole_lessons():
         found = r["metrics"]["rehearsal"]
         whole, changed = found["highest_reserved_bytes"] / 2**30, settings_of(found)
         capped = f"{found['capped_gb']:g} GB" if found["capped_gb"] else results.card(r)
@@ -652,8 +662,8 @@ def rehearsals():
 def needed(record):
     """GB of the card that a rehearsed lesson needs: what it was capped at, or the least size that holds all of it."""
     found = record["metrics"]["rehearsal"]
-    wanted = found["highest_reserved_bytes"] / 0.95e9  # a part of each card is taken by CUDA
-    return round(found["capped_gb"] or next((size for size in SIZES if size >= wanted), 80))
+    wanted = found["highest_reserved_bytes"] + memory.CONTEXT
+    return round(found["capped_gb"] or next(size for size in SIZES if size * 1e9 >= wanted))
 
 
 def cards():
@@ -661,11 +671,10 @@ def cards():
     words = {"colab": "a GPU before Ampere (T4, V100, GTX 16, RTX 20) | `colab` (float16; 03 float32)"}
     words["full"] = "Ampere or newer (RTX 30, 40, 50, A10, A100, L4, H100) | `full` (bfloat16)"
     lines = ["| you have | profile | needs |", "|---|---|---|", "| no GPU | `tiny` | nothing more |"]
-    records = [json.loads(path.read_text("utf-8")) for path in sorted(RECEIPTS.parent.glob("[0-9]*.json"))]
     for profile, name in words.items():
         needs = {}
         for lesson in RECIPES:
-            mine = [r for r in records if r["lesson"][:2] == lesson and r["profile"] == profile]
+            mine = [r for _, r in whole_lessons() if r["lesson"][:2] == lesson and r["profile"] == profile]
             small = min(mine, key=needed)
             as_it_is = min(needed(r) for r in mine if not settings_of(r["metrics"]["rehearsal"]))
             needs[lesson] = f"{as_it_is} GB"
