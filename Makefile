@@ -19,7 +19,7 @@ help:
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 16
 
 run: $(READY) ## run the lessons headless; NB=02 PROFILE=full OVERRIDES='{"learning_rate": 0}' SEED=1 OUT=dir
-	@$(RUN) utils.runner $(LESSONS) $(if $(OVERRIDES),--overrides="$$OVERRIDES") $(if $(SEED),--seed="$$SEED") \
+	@$(RUN) tools.run_notebooks $(LESSONS) $(if $(OVERRIDES),--overrides="$$OVERRIDES") $(if $(SEED),--seed="$$SEED") \
 	$(if $(OUT),--out="$$OUT")
 
 test: $(READY) ## lint, then every test, the notebooks included
@@ -34,26 +34,26 @@ lab: $(READY) ## open JupyterLab on notebooks/
 	$(RUN) jupyterlab notebooks
 
 render: $(READY) ## run the lessons and put stamped copies with outputs into notebooks/rendered/
-	@$(VENV)/bin/python notebooks/rendered/build_rendered.py $(LESSONS)
+	@$(RUN) tools.render $(LESSONS)
 
 rehearse: $(READY) ## before a download: a lesson on your GPU, random weights of full size; NB=03 PROFILE=full GPU_MEMORY=15
-	@$(VENV)/bin/python benchmarks/rehearse.py --nb="$$NB" $(if $(filter-out tiny,$(PROFILE)),--profile="$$PROFILE") \
+	@$(RUN) tools.rehearse --nb="$$NB" $(if $(filter-out tiny,$(PROFILE)),--profile="$$PROFILE") \
 	$(if $(GPU_MEMORY),--gpu-memory="$$GPU_MEMORY") $(if $(OVERRIDES),--overrides="$$OVERRIDES") $(if $(OUT),--keep="$$OUT")
 
 bench: $(READY) ## on a GPU: a lesson's training against its published recipe, random weights of full size; NB=05
-	@$(VENV)/bin/python benchmarks/bench.py --nb="$$NB"
+	@$(RUN) benchmarks.bench --nb="$$NB"
 
 bench-table: $(READY) ## write README's table of these benchmarks from their receipts
-	@$(VENV)/bin/python benchmarks/bench.py --table
+	@$(RUN) benchmarks.bench --table
 
 newest: $(READY) ## check the notebooks' calls against the newest releases of the Hugging Face libraries; network
 	@set -e; folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
 	$(RUN) pip install -q --no-deps --target "$$folder" accelerate bitsandbytes datasets huggingface_hub peft tokenizers \
-	transformers trl; ls "$$folder" | grep dist-info; PYTHONPATH="$$folder" $(RUN) pytest -q tests/test_notebooks.py -k "every_keyword or drift"
+	transformers trl; ls "$$folder" | grep dist-info; PYTHONPATH="$$folder" $(RUN) pytest -q tests/rules/test_notebooks.py -k "every_keyword or drift"
 
 assets: $(READY) ## rebuild the data and the tiny models from their seeds
-	$(VENV)/bin/python data/build_datasets.py
-	$(VENV)/bin/python data/models/build_models.py
+	$(VENV)/bin/python data/builders/build_datasets.py
+	$(VENV)/bin/python data/builders/build_models.py
 
 lock: ## write the newest versions that requirements.txt allows to constraints.txt; TORCH=2.13.0 picks torch
 	@set -e; folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; pip="$$folder/venv/bin/python -m pip"; set -x; \

@@ -24,10 +24,9 @@ import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)]
-import rehearse  # noqa: E402
-
-from utils import memory, results  # noqa: E402
+from tools.rehearse import __main__ as rehearse
+from utils import results
+from utils.planner import settings as planner_settings
 
 LATER = "evaluation and checkpoints left out, reports to nobody, renamed arguments of transformers renamed"
 CHANGED = {
@@ -507,7 +506,7 @@ def run_course(args, folder, ready, changes):
     last = next(i for i, cell in enumerate(lesson["cells"]) if "trainer.train(" in "".join(cell["source"]))
     short = folder / path.name
     short.write_text(json.dumps(lesson | {"cells": lesson["cells"][: last + 1]}), encoding="utf-8")
-    command = [sys.executable, "-m", "utils.runner", "--nb", str(short), "--profile", "full"]
+    command = [sys.executable, "-m", "tools.run_notebooks", "--nb", str(short), "--profile", "full"]
     late = {name: args.steps for name in ("eval_steps", "logging_steps") if name in ready["cut"]}  # nothing in between
     late |= {name: value for name, value in BEFORE.items() if name in ready["run"]}
     changes = COURSE.get(args.nb, {}) | changes
@@ -662,7 +661,7 @@ def rehearsals():
 def needed(record):
     """GB of the card that a rehearsed lesson needs: what it was capped at, or the least size that holds all of it."""
     found = record["metrics"]["rehearsal"]
-    wanted = found["highest_reserved_bytes"] + memory.CONTEXT
+    wanted = found["highest_reserved_bytes"] + planner_settings.CONTEXT
     return round(found["capped_gb"] or next(size for size in SIZES if size * 1e9 >= wanted))
 
 
@@ -743,14 +742,14 @@ def main():
     folder = Path(tempfile.mkdtemp(prefix="bench-"))
     try:
         rehearse.enter(folder, 0)
-        again = [sys.executable, __file__, *sys.argv[1:], "--folder", str(folder), "--child"]
+        again = [sys.executable, "-m", "benchmarks.bench", *sys.argv[1:], "--folder", str(folder), "--child"]
         subprocess.run([*again, "prepare"], check=True)
         ready = json.loads((folder / "ready.json").read_text("utf-8"))
         if ready["run"] is None:
             return
-        from utils import environment
+        from utils import session
 
-        facts = environment.facts()
+        facts = session.facts()
         args.keep.mkdir(parents=True, exist_ok=True)
         runs, made, courses, own = {}, {}, [], LEVERS.get(args.nb, {})
         for arm in ["course", *own, "course"] if args.levers else args.arms.split(","):

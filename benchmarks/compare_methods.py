@@ -1,4 +1,4 @@
-"""Put the methods of a run of lesson 02 into README's table: python benchmarks/compare_methods.py RESULTS.json"""
+"""Put the methods of a run of lesson 02 into README's table: python -m benchmarks.compare_methods RESULTS.json"""
 
 import json
 import shutil

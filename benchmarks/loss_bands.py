@@ -1,6 +1,6 @@
 """Do the levers that make the lessons fast change what is learned? Loss curves of both ways, three seeds, on a CPU.
 
-python benchmarks/loss_bands.py    minutes; into benchmarks/receipts/loss_bands.json, and the table of README
+python -m benchmarks.loss_bands    minutes; into benchmarks/receipts/loss_bands.json, and the table of README
 
 Each lesson runs, profile tiny, up to its training: once as it is, once the published way (WAYS): all rows padded to one
 length, small batches accumulated, checkpointing, attention as transformers chooses it. Rows, order and optimizer are
@@ -15,10 +15,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)]
-import rehearse  # noqa: E402
-
-from utils import results  # noqa: E402
+from tools.rehearse import __main__ as rehearse
+from utils import results
 
 RECEIPT = rehearse.ROOT / "benchmarks" / "receipts" / "loss_bands.json"
 SEEDS = (0, 1, 2)
@@ -148,7 +146,7 @@ def main():
         with tempfile.TemporaryDirectory() as folder:
             args.keep.write_text(json.dumps(losses(number, way, int(seed), Path(folder))))
         return
-    from utils import environment
+    from utils import session
 
     record = json.loads(args.keep.read_text("utf-8")) if args.keep.exists() else {"lessons": {}}
     for number in args.nb.split(","):
@@ -157,7 +155,17 @@ def main():
             for seed in SEEDS:
                 with tempfile.TemporaryDirectory() as folder:
                     path = Path(folder) / "losses.json"
-                    again = [sys.executable, __file__, "--keep", str(path), "--child", number, way, str(seed)]
+                    again = [
+                        sys.executable,
+                        "-m",
+                        "benchmarks.loss_bands",
+                        "--keep",
+                        str(path),
+                        "--child",
+                        number,
+                        way,
+                        str(seed),
+                    ]
                     done = subprocess.run(again, cwd=rehearse.ROOT, capture_output=True, text=True)
                     if done.returncode:
                         raise SystemExit(f"lesson {number}, {way}, seed {seed}: {done.stderr[-2000:]}")
@@ -166,7 +174,7 @@ def main():
         print(
             number, {key: record["lessons"][number][key] for key in ("apart", "between_seeds", "last_ten")}, flush=True
         )
-        args.keep.write_text(json.dumps(record | environment.facts()) + "\n", "utf-8")
+        args.keep.write_text(json.dumps(record | session.facts()) + "\n", "utf-8")
     if args.keep == RECEIPT:
         results.put_into_readme("bands", table(record))
 

@@ -1,6 +1,6 @@
 """Measure on a GPU what memory.plan predicts: random weights of the real sizes, real Trainer steps, one line a set-up.
 
-python benchmarks/measure_memory.py [--only "NAME; NAME"]    also rewrites README's table of receipts
+python -m benchmarks.measure_memory [--only "NAME; NAME"]    also rewrites README's table of receipts
 
 Memory depends on shapes and types, not on the values of the weights, so nothing is downloaded: a checkpoint with
 random values is written to a temporary folder and loaded as usual. The quality of such a model means nothing.
@@ -20,7 +20,7 @@ import time
 from datetime import date
 from pathlib import Path
 
-from utils import environment, memory, results
+from utils import memory, paths, results, session
 
 BERT, LARGE, T5 = "google-bert/bert-base-uncased", "google-bert/bert-large-uncased", "google-t5/t5-3b"
 OPT, GEMMA = "facebook/opt-1.3b", "google/gemma-2-9b-it"
@@ -176,7 +176,7 @@ def load(model_id, method, s, folder):
     import transformers
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 
-    config = json.loads((environment.ROOT / "data" / "models" / "full_size.json").read_text("utf-8"))[model_id]
+    config = json.loads((paths.ROOT / "data" / "models" / "full_size.json").read_text("utf-8"))[model_id]
     config = transformers.AutoConfig.for_model(**config, pad_token_id=0, decoder_start_token_id=0)
     task = "SequenceClassification" if config.model_type == "bert" or "num_labels" in s else "CausalLM"
     kind = getattr(transformers, "AutoModelFor" + ("Seq2SeqLM" if config.model_type == "t5" else task))
@@ -317,7 +317,7 @@ def main():
     parser.add_argument("--one", nargs=2, metavar=("NAME", "FOLDER"), help=argparse.SUPPRESS)
     parser.add_argument("--replan", action="store_true", help="renew the plans of --out; needs no GPU")
     parser.add_argument("--timeout", type=float, default=120, help="seconds a set-up may take")
-    parser.add_argument("--out", type=Path, default=environment.ROOT / "benchmarks" / "receipts" / "memory.json")
+    parser.add_argument("--out", type=Path, default=paths.ROOT / "benchmarks" / "receipts" / "memory.json")
     args = parser.parse_args()
     if args.one:  # a process of its own: nothing of another set-up is left on the card
         logging.disable(logging.WARNING)
@@ -332,12 +332,12 @@ def main():
         write(record, args.out)
         return
     folder = Path(tempfile.mkdtemp())
-    record = environment.facts() | {"date": str(date.today()), "receipts": []}
+    record = session.facts() | {"date": str(date.today()), "receipts": []}
     if args.only and args.out.exists():  # the others' receipts stay
         record = json.loads(args.out.read_text("utf-8"))
     try:
         for name in [part.strip() for part in args.only.split(";") if part.strip()] or SETUPS:
-            command = [sys.executable, __file__, "--one", name, str(folder)]
+            command = [sys.executable, "-m", "benchmarks.measure_memory", "--one", name, str(folder)]
             try:
                 done = subprocess.run(command, timeout=args.timeout, capture_output=True, text=True)
                 problem = done.stderr.strip().splitlines()[-1:] if done.returncode else []

@@ -1,6 +1,6 @@
 """How long until lesson 01 is as right as its published recipe at its end? Both train the tiny BERT, on this machine.
 
-python benchmarks/time_to_accuracy.py    minutes; into benchmarks/receipts/time_to_accuracy.json, and README's table
+python -m benchmarks.time_to_accuracy    minutes; into benchmarks/receipts/time_to_accuracy.json, and README's table
 
 The published recipe: 10 epochs in batches of 8, rows padded to all positions that the model has (there 512, here 128),
 its rate by the square root of the batch sizes. The course: the lesson as it is, without an early stop. Both clocks run
@@ -15,12 +15,10 @@ import tempfile
 import time
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)]
-from loss_bands import PADDED, Done, train  # noqa: E402
+from benchmarks.loss_bands import PADDED, Done, train
+from utils import paths, results, session
 
-from utils import environment, results  # noqa: E402
-
-RECEIPT = environment.ROOT / "benchmarks" / "receipts" / "time_to_accuracy.json"
+RECEIPT = paths.ROOT / "benchmarks" / "receipts" / "time_to_accuracy.json"
 SEEDS = (0, 1, 2)
 BATCH, EPOCHS, RATE = 8, 10, 3e-4 * (8 / 16) ** 0.5
 
@@ -41,7 +39,7 @@ def curve(way, seed, folder):
         def on_train_end(self, args, state, control, **kwargs):
             raise Done
 
-    rows = len((environment.ROOT / "data" / "driver_intent" / "train.jsonl").read_text("utf-8").splitlines())
+    rows = len((paths.ROOT / "data" / "driver_intent" / "train.jsonl").read_text("utf-8").splitlines())
     published = dict(per_device_train_batch_size=BATCH, max_steps=EPOCHS * rows // BATCH, eval_steps=rows // BATCH)
     published |= dict(learning_rate=RATE)
     overrides, before = (published, PADDED.format(128)) if way == "published" else ({}, "")
@@ -85,11 +83,20 @@ def main():
         for way, found in record.items():
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / "curve.json"
-                again = [sys.executable, __file__, "--keep", str(path), "--child", way, str(seed)]
-                subprocess.run(again, cwd=environment.ROOT, check=True, stdout=subprocess.DEVNULL)
+                again = [
+                    sys.executable,
+                    "-m",
+                    "benchmarks.time_to_accuracy",
+                    "--keep",
+                    str(path),
+                    "--child",
+                    way,
+                    str(seed),
+                ]
+                subprocess.run(again, cwd=paths.ROOT, check=True, stdout=subprocess.DEVNULL)
                 found.append(json.loads(path.read_text("utf-8")))
         print(compare(record["published"][-1], record["course"][-1]), flush=True)
-    args.keep.write_text(json.dumps(record | environment.facts()) + "\n", "utf-8")
+    args.keep.write_text(json.dumps(record | session.facts()) + "\n", "utf-8")
     if args.keep == RECEIPT:
         results.put_into_readme("time", table(record))
 

@@ -12,7 +12,7 @@ import nbformat
 import psutil
 import pytest
 
-from utils.checks import CourseError
+from utils.errors import CourseError
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: two tests run side by side
 ROOT = Path(__file__).resolve().parents[1]
@@ -47,11 +47,11 @@ def offline(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def run_notebook(offline, tmp_path_factory):
-    """A function that runs a notebook with utils.runner and returns exit code, output, folder and results."""
+    """A function that runs a notebook with tools.run_notebooks and returns exit code, output, folder and results."""
 
     def run(notebook, *options, cwd=ROOT):
         out = Path(options[options.index("--out") + 1]) if "--out" in options else tmp_path_factory.mktemp("out")
-        command = [sys.executable, "-m", "utils.runner", "--nb", str(notebook), "--out", str(out), *options]
+        command = [sys.executable, "-m", "tools.run_notebooks", "--nb", str(notebook), "--out", str(out), *options]
         done = subprocess.run(command, cwd=cwd, env=offline, capture_output=True, text=True)
         name = LESSON if notebook == "01" else Path(notebook).stem
         folder = out / "tiny" / name
@@ -68,7 +68,7 @@ def run_notebook(offline, tmp_path_factory):
 def run_cells(offline, tmp_path_factory):
     """A function that runs a notebook with overrides, but without runner and kernel: sooner, the same values."""
 
-    import forked  # here: utils.runner sets two threads, unless the line at the top has set one
+    import forked  # here: the runner sets two threads, unless the line at the top has set one
 
     def run(notebook, overrides=None):
         return forked.run(notebook, tmp_path_factory.mktemp("out"), offline, {"OVERRIDES": overrides or {}})
@@ -83,7 +83,7 @@ def run_killed_and_resumed(offline, run_notebook, tmp_path_factory):
     def run(notebook, step, overrides, cwd=ROOT):
         out = tmp_path_factory.mktemp("killed")
         options = ["--out", str(out), "--overrides"]
-        command = [sys.executable, "-m", "utils.runner", "--nb", str(notebook), *options, json.dumps(overrides)]
+        command = [sys.executable, "-m", "tools.run_notebooks", "--nb", str(notebook), *options, json.dumps(overrides)]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
         runner = subprocess.Popen(command, cwd=cwd, env=offline, **pipes)
         state = out / "tiny" / Path(notebook).stem / "checkpoints" / f"checkpoint-{step}" / "trainer_state.json"

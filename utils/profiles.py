@@ -2,7 +2,7 @@
 
 from types import SimpleNamespace
 
-from utils.checks import CourseError, closest
+from utils.errors import CourseError, closest
 
 
 def _need(name, known, what):

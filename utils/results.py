@@ -5,7 +5,7 @@ import os
 import re
 from pathlib import Path
 
-from utils import environment, memory
+from utils import memory, meter, paths, session
 
 KEYS = (
     "lesson profile seed model_id dataset_id device versions commit metric higher_is_better n_train n_eval baseline "
@@ -15,11 +15,11 @@ KEYS = (
 
 
 def costs(model, planned, cost):
-    """The cost keys of results.json from the model, `memory.plan` and `memory.measure`."""
+    """The cost keys of results.json from the model, `memory.plan` and `meter.measure`."""
     return {
         "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "total_parameters": sum(p.numel() for p in model.parameters()),
-        "weights_bytes": memory.weight_bytes(model),
+        "weights_bytes": meter.weight_bytes(model),
         "planned_peak_bytes": planned["total"],
         "measured_peak_bytes": cost.peak_bytes,
         "train_seconds": cost.seconds,
@@ -31,7 +31,7 @@ def costs(model, planned, cost):
 
 def benchmarks(lesson):
     """{recipe: what it reached} of lesson "01" to "05", measured at full size on a GPU by benchmarks/bench.py."""
-    folder, found = environment.ROOT / "benchmarks" / "receipts" / "bench", {}
+    folder, found = paths.ROOT / "benchmarks" / "receipts" / "bench", {}
     for r in (json.loads(path.read_text("utf-8")) for path in sorted(folder.glob(f"{lesson}_*.json"))):
         found[r["arm"]] = {"rows/s": r["rows_per_second"], "real tokens/s": r["real_tokens_per_second"]}
         found[r["arm"]] |= {"ms a step": 1000 * r["step_seconds"], "peak GiB": r["peak_allocated_bytes"] / memory.GIB}
@@ -46,7 +46,7 @@ def card(record):
 
 def put_into_readme(mark, table):
     """Puts a table between the comments `<!-- mark:begin … -->` and `<!-- mark:end … -->` of README.md."""
-    path = environment.ROOT / "README.md"
+    path = paths.ROOT / "README.md"
     between = re.compile(rf"({mark}:begin.*?-->\n).*?(<!-- {mark}:end)", re.DOTALL)
     path.write_text(between.sub(lambda found: f"{found[1]}{table}\n{found[2]}", path.read_text("utf-8")), "utf-8")
 
@@ -57,11 +57,11 @@ def write(folder, **values):
     Bytes, seconds and rates are plain numbers; what this machine cannot measure is None. Raises ValueError for a
     missing or unknown key and for NaN, so that no table shows a number that was not measured.
     """
-    values |= environment.facts()
+    values |= session.facts()
     if wrong := set(KEYS) ^ set(values):
         raise ValueError(f"results.json: missing or unknown keys {sorted(wrong)}")
     for key in ("model_id", "dataset_id"):  # the course's own folder is ".": runs are compared between machines
-        values[key] = values[key] and str(values[key]).replace(str(environment.ROOT), ".")
+        values[key] = values[key] and str(values[key]).replace(str(paths.ROOT), ".")
     text = json.dumps({key: values[key] for key in KEYS}, indent=2, allow_nan=False) + "\n"
     partial = Path(folder) / "results.json.partial"
     partial.write_text(text, encoding="utf-8")

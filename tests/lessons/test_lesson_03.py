@@ -1,0 +1,243 @@
+"""Lesson 03 as a reader runs it: summaries become true, the controls do not, the adapter is kept and found again."""
+
+import csv
+import functools
+import importlib
+import json
+import re
+import subprocess
+import sys
+
+import evaluate
+import nbformat
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, refusal
+from datasets import load_dataset
+from rouge_score import rouge_scorer
+from test_notebooks import cells, code_of
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, BitsAndBytesConfig, T5PreTrainedModel
+
+from utils import metrics, results
+from utils.data import conversations
+from utils.training import adapters
+
+NAME = "03_t5_3b_qlora_summarization"
+NOTEBOOK = ROOT / "notebooks" / f"{NAME}.ipynb"
+TINY = ROOT / "data" / "models" / "tiny-t5"
+
+
+@pytest.fixture(scope="session")
+def summaries(run_notebook):
+    """Lesson 03, tiny, run once."""
+    done = run_notebook(NOTEBOOK)
+    assert done.code == 0, done.text
+    done.notebook = nbformat.read(done.folder / f"{NAME}.ipynb", as_version=4)
+    return done
+
+
+def test_summaries_become_true(summaries):
+    record = summaries.results
+    scores = record["metrics"]["scores"]
+    assert record["after"] == scores["after: QLoRA"]["rougeL"]
+    assert record["after"] >= record["baseline"] + 0.20
+    assert record["after"] >= record["before"] + 0.30
+    assert scores["after: QLoRA"]["facts"] >= 0.85
+    assert min(record["metrics"]["fact_hits"]) >= 0.85, "one kind of fact is lost"
+    assert scores["baseline: lead-3"]["facts"] < 0.4
+    assert scores["before: untuned, 4 bits"]["facts"] < 0.2
+
+
+def test_rouge_flatters_and_facts_do_not(summaries):
+    other = summaries.results["metrics"]["scores"]["another bill's summary"]
+    assert other["rougeL"] > summaries.results["baseline"] + 0.2
+    assert other["facts"] < 0.1
+    compared = summaries.results["metrics"]["compared"]
+    assert compared["random base"]["facts"] <= 0.40
+    assert compared["cut texts"]["rougeL"] > 0.4 > 0.3 > compared["cut texts"]["facts"]
+    assert compared["v and o"]["facts"] > compared["random base"]["facts"] + 0.2
+
+
+def test_at_learning_rate_0_it_fails(run_cells):
+    overrides = {"learning_rate": 0, "max_steps": 2, "eval_steps": 2, "compare_steps": 0, "unquantized_rows": 0}
+    overrides |= {"eval_rows": 50, "per_device_eval_batch_size": 50}
+    done = run_cells(NOTEBOOK, overrides)
+    assert done.code == 0, done.text
+    assert done.results["after"] < done.results["baseline"] + 0.20
+    assert done.results["after"] < done.results["before"] + 0.30
+    assert done.results["metrics"]["scores"]["after: QLoRA"]["facts"] < 0.2
+    assert re.search(r"\b0 of 48 matrices B", done.text)
+
+
+def test_results_follow_the_contract(summaries):
+    record = summaries.results
+    assert list(record) == results.KEYS
+    assert (record["lesson"], record["metric"], record["n_train"], record["n_eval"]) == (NAME, "rougeL", 600, 200)
+    width, hidden, rank = 128, 512, 16
+    attention, dense = 4 * 2 * width, 2 * (width + hidden)
+    assert record["trainable_parameters"] == rank * (3 * (attention + dense) + 3 * (2 * attention + dense))
+    ways = record["metrics"]["weights"]
+    assert ways["float32"] > 2 * ways["NF4 as published"] > 3 * ways["NF4, wo too"]
+    assert record["planned_peak_bytes"] > record["weights_bytes"]
+    assert record["metrics"]["adapter_difference"] == 0
+    assert str(ROOT) not in json.dumps(record)
+
+
+def test_the_notebook_shows_what_it_says(summaries):
+    code = [cell for cell in summaries.notebook.cells if cell.cell_type == "code" and cell.source.strip()]
+    assert all(cell.execution_count for cell in code)
+    printed = "".join(o.text for cell in code for o in cell.outputs if o.output_type == "stream" and o.name == "stdout")
+    for words in (
+        *("kept in float32 by transformers: ['wo']", "70,000 -> inf", "48 of 48 matrices B"),
+        *("56,492,032 of 2,908,090,368 (1.94%)", "its head alone: 32,899,072", "trained on another base"),
+        *("96 and 96 matrices, equal: True", "ended by themselves: 1.000", "switch off idle engines at Falcon Square"),
+    ):
+        assert words in printed, words
+    errors = [o.text for cell in code for o in cell.outputs if o.output_type == "stream" and o.name == "stderr"]
+    assert not errors, errors
+    tables = "".join(str(o.data.get("text/html", "")) for c in code for o in c.outputs if "data" in o)
+    for number in ("11,406,393,344", "1,520,656,384"):
+        assert number in tables, number
+    for name in ("lengths.png", "learning_curve.png", "adapter/adapter_model.safetensors", "adapter/tokenizer.json"):
+        assert (summaries.folder / name).stat().st_size > 1000, name
+    assert not (summaries.folder / "random_base").exists()
+
+
+def test_validation_summaries_are_not_cut_at_20_tokens(summaries):
+    states = sorted((summaries.folder / "checkpoints").glob("*/trainer_state.json"))
+    history = json.loads(states[-1].read_text())["log_history"]
+    longest = [entry["eval_longest"] for entry in history if "eval_longest" in entry]
+    assert 20 < longest[-1] < 48, longest
+
+
+def test_the_adapter_summarizes_the_same_in_a_fresh_process(summaries, offline, tmp_path):
+    code = f"""
+import torch
+from datasets import load_dataset
+from peft import PeftModel
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, BitsAndBytesConfig, T5PreTrainedModel
+from utils.training import adapters
+folder = {str(summaries.folder / "adapter")!r}
+T5PreTrainedModel._keep_in_fp32_modules = []
+nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+    bnb_4bit_compute_dtype=torch.float32, bnb_4bit_quant_storage=torch.float32)
+model = AutoModelForSeq2SeqLM.from_pretrained({str(TINY)!r}, quantization_config=nf4, dtype=torch.float32)
+adapters.keep_trainable(model)
+adapters.check_base(model, folder)
+model = PeftModel.from_pretrained(model, folder).eval()
+tokenizer = AutoTokenizer.from_pretrained(folder)
+rows = load_dataset({str(ROOT / "data" / "toy_bills")!r}, split="test").shuffle(seed=0).select(range(20))
+texts = ["summarize: " + text for text in rows["text"]]
+batch = tokenizer(texts, truncation=True, max_length=256, padding=True, return_tensors="pt")
+with torch.no_grad():
+    said = tokenizer.decode(model.generate(**batch, max_new_tokens=48, do_sample=False), skip_special_tokens=True)
+open("said.txt", "w").write("\\n".join(said) + "\\n")
+"""
+    done = subprocess.run([sys.executable, "-c", code], env=offline, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    said = (tmp_path / "said.txt").read_text()
+    assert said == (summaries.folder / "test_summaries.txt").read_text()
+    assert len(set(said.splitlines())) == 20, "a model that always says the same would pass"
+
+
+def test_own_csv_without_facts_runs(run_cells, tmp_path):
+    path = tmp_path / "notes.csv"
+    sys.path.insert(0, str(ROOT / "data"))
+    rows = importlib.import_module("build_toy_bills").toy_bills()["train"][:80]
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["long", "short"])
+        writer.writerows([row["text"], row["summary"]] for row in rows)
+    overrides = {"dataset_id": str(path), "text_column": "long", "summary_column": "short", "max_steps": 4}
+    overrides |= {"eval_steps": 4, "compare_steps": 0, "unquantized_rows": 0, "max_target_length": 40}
+    done = run_cells(NOTEBOOK, overrides)
+    assert done.code == 0, done.text
+    assert (done.results["n_train"], done.results["n_eval"]) == (57, 16)
+    assert done.results["metrics"]["scores"]["another bill's summary"]["facts"] < 0.3
+
+
+def test_bad_data_stops_the_lesson_before_training(run_cells, tmp_path):
+    path = tmp_path / "bad.jsonl"
+    path.write_text(json.dumps({"text": "a bill", "sumary": "b"}) + "\n")
+    done = run_cells(NOTEBOOK, {"dataset_id": str(path)})
+    assert done.code != 0
+    assert "rename the column 'sumary' to 'summary'" in done.text
+    assert "code cell 6" in done.text
+    assert not (done.folder / "adapter").exists()
+
+
+@pytest.mark.parametrize(
+    ("rows", "fault"),
+    [
+        ([{"text": "a bill", "summary": " "}], "is an empty text"),
+        ([{"text": "a bill", "summary": 3}], "is not text"),
+        ([{"text": "x" * 1_000_001, "summary": "y"}], "is too long"),
+    ],
+)
+def test_bad_data_gets_one_sentence(tmp_path, rows, fault):
+    path = tmp_path / "bad.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    space = {"PROFILE": "tiny", "OVERRIDES": {"dataset_id": str(path)}, "SEED": 0, "conversations": conversations}
+    space["load_dataset"] = functools.partial(load_dataset, cache_dir=str(tmp_path / "cache"))
+    code = [code_of(cell) for cell in cells(NOTEBOOK)]  # the notebook's own, committed cells
+    exec(next(cell for cell in code if "PROFILES = " in cell), space)
+    assert fault in refusal(exec, next(cell for cell in code if "load_dataset(**" in cell), space)
+
+
+def test_solutions_run(run_cells):
+    done = run_cells(ROOT / "notebooks" / "solutions" / f"{NAME}.ipynb", {"max_steps": 6, "rows": 20})
+    assert done.code == 0, done.text
+
+
+def test_wo_in_4_bits_answers_as_wo_in_float32_does():
+    """What quant_storage is for: with uint8 the input of `wo` would be cast to whole numbers."""
+    tokenizer = AutoTokenizer.from_pretrained(TINY)
+    row = json.loads((ROOT / "data" / "toy_bills" / "test.jsonl").read_text().split("\n")[0])
+    batch = tokenizer([row["text"]], return_tensors="pt") | {
+        "labels": tokenizer([row["summary"]], return_tensors="pt").input_ids
+    }
+    logits, kept = {}, T5PreTrainedModel._keep_in_fp32_modules
+    ways = {"published": (["wo"], torch.uint8), "ours": ([], torch.float32), "uint8": ([], torch.uint8)}
+    try:
+        for name, (modules, storage) in ways.items():
+            T5PreTrainedModel._keep_in_fp32_modules = modules
+            nf4 = dict(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
+            nf4 = BitsAndBytesConfig(**nf4, bnb_4bit_compute_dtype=torch.float32, bnb_4bit_quant_storage=storage)
+            model = AutoModelForSeq2SeqLM.from_pretrained(TINY, quantization_config=nf4, dtype=torch.float32).eval()
+            adapters.keep_trainable(model)
+            logits[name] = model(**batch).logits
+    finally:
+        T5PreTrainedModel._keep_in_fp32_modules = kept
+    moved = {
+        name: ((found - logits["published"]).norm() / logits["published"].norm()).item()
+        for name, found in logits.items()
+    }
+    assert moved["ours"] < 0.2
+    assert moved["uint8"] > 0.8, "the warning of the lesson is void"
+
+
+def test_our_rouge_is_rouge_score(tmp_path):
+    rouge = evaluate.load(str(ROOT / "utils" / "rouge"), keep_in_memory=True)
+    said, wanted = ["The cat sat here. Dogs run fast.", "b"], ["A cat sits. The dogs ran fast!", "c"]
+    found = rouge.compute(predictions=said, references=wanted, use_aggregator=False)
+    scorer = rouge_scorer.RougeScorer(["rouge1", "rouge2", "rougeL", "rougeLsum"], use_stemmer=True)
+    for kind, values in found.items():
+        lines = [(w.replace(". ", ".\n"), s.replace(". ", ".\n")) for s, w in zip(said, wanted, strict=True)]
+        assert values == [scorer.score(*pair)[kind].fmeasure for pair in lines]
+    assert rouge.compute(predictions=said, references=wanted)["rouge1"] == pytest.approx(np.mean(found["rouge1"]))
+
+
+def test_metrics_count_what_they_say():
+    assert metrics.fact_hits("Sets a fine of $250 for it.", ["$25", "$250", "a Fine"]) == [0.0, 1.0, 1.0]
+    assert metrics.fact_hits("on May 2, 2026", ["May 2, 2026", "May 2, 2027"]) == [1.0, 0.0]
+    assert metrics.stated_facts("On May 2, 2026 pay $1,500, or 5% of 12.") == ["May 2, 2026", "$1,500", "5%", "12"]
+    assert metrics.exact_match("It is 2.4 bar.", "it is 2.4 bar") == 1.0
+    assert metrics.exact_match("It is 2.4 bar.", "it is 24 bar") == 0.0
+    assert metrics.token_f1("a b c", "b c d") == pytest.approx(2 / 3)
+    assert metrics.token_f1("", "") == 1.0
+    assert metrics.token_f1("a", "") == 0.0
+    low, high = metrics.bootstrap_interval([0.0] * 50 + [1.0] * 50)
+    assert 0.38 < low < 0.44 < 0.56 < high < 0.62
+    assert metrics.bootstrap_interval([0.5] * 9) == (0.5, 0.5)
+    assert "no such file" in refusal(conversations.source, "none.csv", ("text",))

@@ -1,0 +1,51 @@
+"""The published numbers of the references that need no weights: computed here, exact, or the difference proven."""
+
+import pytest
+from conftest import ROOT
+
+from benchmarks import published_numbers
+
+ROWS = published_numbers.rows()
+DIFFERENT = "BERT-large + LoRA r = 12: trainable"
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row[0])
+def test_the_number_is_the_published_one(row):
+    what, published, here, why = row
+    if what == DIFFERENT:
+        assert published - here == 5 * 1024 + 5, "the head of five classes, weight and bias"
+        assert "5,125" in why
+    else:
+        assert here == published
+
+
+def test_an_old_peft_trained_the_head_twice():
+    assert published_numbers.bert_large_lora(old_peft=True)[0] == 1_189_898
+
+
+def test_what_numel_hides_in_four_bits():
+    trainable, total = published_numbers.bert_large_in_nf4()
+    packed_twice = 2 * (total - 32_108_549)
+    assert packed_twice == 303_038_464, "24 layers and the pooler"
+    assert 32_108_549 - trainable == 222_208, "biases of quantized layers"
+
+
+def test_most_of_the_published_t5_is_wo_in_float32():
+    wo = 48 * 1024 * 16384 * 4
+    assert wo == 3_221_225_472
+    assert wo / published_numbers.t5_in_nf4() == pytest.approx(0.75, abs=0.01)
+    assert published_numbers.t5_in_nf4(wo_too=True) < 1.55e9
+
+
+def test_all_published_rows_are_there_and_a_wrong_size_would_show():
+    assert len(ROWS) == 13
+    assert len({row[1] for row in ROWS}) == 13
+    smaller = published_numbers.build("facebook/opt-1.3b", published_numbers.transformers.AutoModelForCausalLM)
+    lora = published_numbers.LoraConfig(r=15)
+    assert published_numbers.counts(published_numbers.get_peft_model(smaller, lora))[0] != 3_145_728
+
+
+def test_the_table_of_the_readme_is_computed():
+    page = (ROOT / "README.md").read_text()
+    written = page.split("published:begin")[1].split("\n", 1)[1].split("<!-- published:end")[0]
+    assert written.strip() == published_numbers.table()

@@ -1,0 +1,94 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from utils import profiles
+from utils.errors import CourseError
+
+PROFILES = {
+    "tiny": {
+        "model_id": "data/models/tiny",
+        "batch_size": 8,
+        "learning_rate": 1e-3,
+        "bf16": False,
+        "attention": None,
+    },
+    "full": {
+        "model_id": "bert-large",
+        "batch_size": 32,
+        "learning_rate": 1e-4,
+        "bf16": True,
+        "attention": "sdpa",
+    },
+}
+
+
+def test_the_chosen_profile_comes_back_as_attributes():
+    run = profiles.select(PROFILES, "tiny", {})
+    assert vars(run) == PROFILES["tiny"]
+
+
+def test_overrides_replace_values_and_leave_the_table_alone():
+    run = profiles.select(PROFILES, "tiny", {"batch_size": 2, "model_id": "mine"})
+    assert (run.batch_size, run.model_id, run.learning_rate) == (2, "mine", 1e-3)
+    assert PROFILES["tiny"]["batch_size"] == 8
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"learning_rate": 0},
+        {"attention": "eager"},
+        {"attention": None},
+        {"bf16": True},
+        {"learning_rate": 2e-5},
+    ],
+)
+def test_a_value_of_a_type_that_some_profile_uses_is_accepted(overrides):
+    run = profiles.select(PROFILES, "tiny", overrides)
+    assert vars(run) == PROFILES["tiny"] | overrides
+
+
+def test_a_setting_that_is_none_everywhere_takes_any_value():
+    assert profiles.select({"a": {"limit": None}, "b": {"limit": None}}, "a", {"limit": 5}).limit == 5
+
+
+@pytest.mark.parametrize(
+    ("profile", "overrides", "parts"),
+    [
+        ("tinny", {}, ["'tinny'", "closest: 'tiny'", "tiny, full"]),
+        ("tiny", "learning_rate=1", ["OVERRIDES", "'learning_rate=1'", "not a dict"]),
+        ("tiny", None, ["OVERRIDES", "None", "not a dict"]),
+        ("tiny", {"learn_rate": 1}, ["'learn_rate'", "closest: 'learning_rate'", "model_id, batch_size"]),
+        ("tiny", {7: 1}, ["OVERRIDES", "7", "choose from"]),
+        ("tiny", {"learning_rate": "2e-5"}, ["learning_rate", "'2e-5'", "type str", "type float"]),
+        ("tiny", {"batch_size": "4"}, ["batch_size", "'4'", "type int"]),
+        ("tiny", {"batch_size": 4.5}, ["batch_size", "4.5", "type int"]),
+        ("tiny", {"batch_size": True}, ["batch_size", "True", "type int"]),
+        ("tiny", {"learning_rate": False}, ["learning_rate", "False", "type float"]),
+        ("tiny", {"bf16": 1}, ["bf16", "type bool"]),
+        ("tiny", {"batch_size": None}, ["batch_size", "None", "type int"]),
+        ("tiny", {"model_id": 3}, ["model_id", "3", "type str"]),
+        ("tiny", {"attention": 3}, ["attention", "3", "NoneType or str"]),
+    ],
+)
+def test_a_wrong_choice_gets_one_sentence(profile, overrides, parts):
+    with pytest.raises(CourseError) as error:
+        profiles.select(PROFILES, profile, overrides)
+    message = str(error.value)
+    assert all(part in message for part in parts), message
+    assert "\n" not in message
+
+
+def test_profiles_with_unequal_keys_are_refused():
+    unequal = {"tiny": {"steps": 1, "seed": 1}, "full": {"steps": 2, "epochs": 3}}
+    with pytest.raises(CourseError, match="epochs, seed"):
+        profiles.select(unequal, "tiny", {})
+
+
+def test_importing_it_stays_light():
+    code = "import sys, utils.profiles; sys.exit(bool({'torch', 'datasets', 'transformers'} & set(sys.modules)))"
+    root = Path(profiles.__file__).parents[1]
+    assert subprocess.run([sys.executable, "-c", code], cwd=root).returncode == 0

@@ -1,0 +1,1 @@
+"""Reading and checking data, a module a kind."""
