@@ -1,7 +1,8 @@
 """Small trainings that are killed and resumed, each in a fork of this process, so that nothing is imported twice.
 
 `python tests/support/killed_runs.py FOLDER` writes FOLDER/results.json, {case: what the run and its resumption
-became}, for tests/robustness/test_checkpoints.py. With --all behind it, every step and every half-written file is a case.
+became}, for tests/robustness/test_checkpoints.py. With --all behind it, every step and every half-written file is a
+case.
 """
 
 import contextlib
