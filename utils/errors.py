@@ -12,7 +12,7 @@ def closest(name, known):
     return next(iter(difflib.get_close_matches(str(name), list(known), n=1, cutoff=0)), "")
 
 
-def some(items):
+def first_ten(items):
     """The first ten of `items` in words, and how many there are."""
     items = list(items)
     return ", ".join(map(str, items[:10])) + (f", … ({len(items)} in all)" if len(items) > 10 else "")

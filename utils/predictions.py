@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 from utils.data.preferences import WINNERS
-from utils.errors import CourseError, some
+from utils.errors import CourseError, first_ten
 
 
 def write_probabilities(path, ids, lengths, predict, batch_size, made_by=()):
@@ -23,7 +23,7 @@ def write_probabilities(path, ids, lengths, predict, batch_size, made_by=()):
     """
     path, ids = Path(path), [str(name) for name in ids]
     if twice := sorted(name for name, count in Counter(ids).items() if count > 1):
-        raise CourseError(f"{path}: {some(twice)} twice; ids must differ.")
+        raise CourseError(f"{path}: {first_ten(twice)} twice; ids must differ.")
     judge = hashlib.sha256(b"".join(Path(file).read_bytes() for file in made_by)).hexdigest()[:12] if made_by else ""
     partial = path.with_name(".".join([path.name, *filter(None, [judge]), "partial"]))
     order = sorted(range(len(ids)), key=lambda row: -lengths[row])

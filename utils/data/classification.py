@@ -5,7 +5,7 @@ from pathlib import Path
 
 from utils.data.reading import read_source
 from utils.data.rules import _is_empty, check_columns, refuse, refuse_texts, warn_of_repeats
-from utils.errors import CourseError, closest, some
+from utils.errors import CourseError, closest, first_ten
 
 
 def data_source(dataset_id, text_column="text", label_column="label"):
@@ -45,9 +45,9 @@ def check_dataset(dataset, text_column="text", label_column="label"):
         texts[split] = part[text_column]
     where = f"split 'train', column {label_column!r}"
     if len(set().union(*classes.values())) < 2:
-        raise CourseError(f"{where}: one class only, {some(classes['train'])}; add rows of another class.")
+        raise CourseError(f"{where}: one class only, {first_ten(classes['train'])}; add rows of another class.")
     for other, found in [*classes.items(), ("the declaration in README.md", set(names or ()))]:
-        if absent := some(sorted(found - classes["train"])):
+        if absent := first_ten(sorted(found - classes["train"])):
             remedy = f"add rows of it to 'train', or take it out of {other}"
             raise CourseError(f"{where}: no row has class {absent} of {other}; {remedy}.")
     warn_of_repeats(texts)
@@ -69,7 +69,9 @@ def _check_rows(where, table, text_column, label_column, features):
     if names := getattr(features.get(label_column), "names", None):
         known = {*names, *range(len(names))}  # load_dataset takes names and numbers, also numbers in quotes
         like = closest(next((value for value in label if value not in known), ""), names)
-        fault = f"is not a declared class ({some(names)}; closest: {like!r}); correct it, or declare it in README.md"
+        fault = (
+            f"is not a declared class ({first_ten(names)}; closest: {like!r}); correct it, or declare it in README.md"
+        )
         refuse(where, label, lambda value: value not in known and _as_number(value) not in known, fault)
     return set(label)
 

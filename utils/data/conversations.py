@@ -5,7 +5,7 @@ import json
 import reprlib
 
 from utils.data import reading, rules
-from utils.errors import CourseError, some
+from utils.errors import CourseError, first_ten
 
 LONGEST = 1_000_000  # characters; more takes long to tokenize, and nearly all of it is cut off afterwards
 TALKS = ("messages", "conversations")  # columns with a whole conversation in one cell
@@ -57,7 +57,9 @@ def conversation(row, answers=True):
     """
     column, system = next((column for column in TALKS if column in row), None), ""
     if column is None and "prompt" not in row:
-        raise CourseError(f"no column 'messages', 'conversations' or 'prompt' among {some(map(repr, row))}; add one.")
+        raise CourseError(
+            f"no column 'messages', 'conversations' or 'prompt' among {first_ten(map(repr, row))}; add one."
+        )
     turns = row[column] if column else [row["prompt"], row.get("completion")]
     with contextlib.suppress(ValueError, RecursionError):  # what is no JSON stays a string
         turns = json.loads(turns) if isinstance(turns, str) else turns
@@ -130,7 +132,7 @@ def drop_cut(encoded, max_length, split="train", eos_token_id=None):
         left, full = {*labels[:max_length]} - nothing, eos_token_id is not None and len(labels) == max_length
         (kept if left else gone).append(row)
         part += bool(left and ({*labels[max_length:]} - {-100} or (full and labels[-1] not in nothing)))
-    of, rows = f"of {len(encoded)} answers", f"row{'s' * (len(gone) > 1)} {some(gone)}"
+    of, rows = f"of {len(encoded)} answers", f"row{'s' * (len(gone) > 1)} {first_ten(gone)}"
     if not kept:
         raise CourseError(f"split {split!r}: none {of} begins within max_length {max_length}; raise max_length.")
     lost = f"{len(gone)} {of} lie wholly beyond max_length {max_length}, or are empty ({rows}): dropped; " * bool(gone)
@@ -166,6 +168,6 @@ def _turns(where, columns, answers, rows):
         except CourseError as error:
             bad[number] = error
     if bad:
-        place = f"row{'s' * (len(bad) > 1)} {some(bad)}, column {columns[0]!r}"
+        place = f"row{'s' * (len(bad) > 1)} {first_ten(bad)}, column {columns[0]!r}"
         raise CourseError(f"{where}, {place}: {next(iter(bad.values()))}")
     return turns

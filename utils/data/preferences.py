@@ -5,7 +5,7 @@ import re
 import reprlib
 
 from utils.data import reading, rules
-from utils.errors import CourseError, some
+from utils.errors import CourseError, first_ten
 
 TEXTS = ("prompt", "response_a", "response_b")
 WINNERS = ("winner_model_a", "winner_model_b", "winner_tie")  # the classes 0, 1 and 2
@@ -79,7 +79,7 @@ def clean(table, split, bad_rows="refuse"):
     kept = kept.astype(dict.fromkeys(winners, float)).astype(dict.fromkeys(winners, int))
     if twice := sorted(kept["id"][kept["id"].duplicated()].astype(str)):
         remedy = "give each comparison an id of its own, or delete one"
-        raise CourseError(f"{where}, column 'id': {some(twice)} stands for two comparisons; {remedy}.")
+        raise CourseError(f"{where}, column 'id': {first_ten(twice)} stands for two comparisons; {remedy}.")
     repeats = len(table) - len(bad) - len(kept)
     print(f"split {split!r}: {len(kept)} comparisons, {repeats} repeats and {len(bad)} bad rows were dropped")
     return kept.reset_index(drop=True)

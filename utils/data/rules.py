@@ -2,7 +2,7 @@
 
 import reprlib
 
-from utils.errors import CourseError, closest, some
+from utils.errors import CourseError, closest, first_ten
 
 
 def check_columns(where, table, columns, features):
@@ -15,16 +15,16 @@ def check_columns(where, table, columns, features):
             remedy = f"rename the column {like!r} to {column!r}" if like else f"add a column {column!r}"
             joined = len(columns) > 1 and all(column in like for column in columns)
             remedy = "put a comma between the columns" if joined else remedy
-            raise CourseError(f"{where}: no column {column!r} among {some(map(repr, table))}; {remedy}.")
+            raise CourseError(f"{where}: no column {column!r} among {first_ten(map(repr, table))}; {remedy}.")
     if features and (extra := sorted(set(table) - set(features))):
-        raise CourseError(f"{where}: {some(map(repr, extra))} is not declared in README.md; declare or remove it.")
+        raise CourseError(f"{where}: {first_ten(map(repr, extra))} is not declared in README.md; declare or remove it.")
 
 
 def refuse(where, values, is_bad, fault):
     """Raises CourseError if is_bad(value) for some of `values`, a named Series whose index numbers the rows."""
     bad = values[[bool(is_bad(value)) for value in values]]
     if len(bad):
-        place = f"row{'s' * (len(bad) > 1)} {some(bad.index)}, column {values.name!r}"
+        place = f"row{'s' * (len(bad) > 1)} {first_ten(bad.index)}, column {values.name!r}"
         raise CourseError(f"{where}, {place}: {reprlib.repr(bad.iloc[0])} {fault}.")
 
 

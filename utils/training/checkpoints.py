@@ -6,7 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
-from utils.errors import CourseError, some
+from utils.errors import CourseError, first_ten
 from utils.session import versions
 from utils.training import adapters
 from utils.training.weight_files import fault
@@ -34,7 +34,9 @@ def last_complete(folder, cold=False):
             continue
         if (missing := [name for name in STATES if not [*checkpoint.glob(name)]]) and not cold:
             remedy = "delete it to use the one before, or set resume_from_checkpoint to False to start anew"
-            raise CourseError(f"{checkpoint}: {some(missing)} is missing, so the run cannot go on as it was; {remedy}.")
+            raise CourseError(
+                f"{checkpoint}: {first_ten(missing)} is missing, so the run cannot go on as it was; {remedy}."
+            )
         state = json.loads((checkpoint / "trainer_state.json").read_text("utf-8"))
         control = state.get("stateful_callbacks", {}).get("TrainerControl", {}).get("args", {})
         if state["global_step"] >= state["max_steps"] or control.get("should_training_stop"):
@@ -117,7 +119,7 @@ def start(trainer, resume=False, cold=False):
         pairs = {name: (then.get(name), now.get(name)) for name in {**then, **now}}
         if changed := [f"{name} was {a!r} and is {b!r}" for name, (a, b) in pairs.items() if a != b]:
             remedy = f"change it back, or set resume_from_checkpoint to False; to go on all the same, delete {RUN}"
-            raise CourseError(f"{folder}: another run made these checkpoints: {some(changed)}; {remedy}.")
+            raise CourseError(f"{folder}: another run made these checkpoints: {first_ten(changed)}; {remedy}.")
     elif checkpoint:
         print(f"{RUN} is missing beside {checkpoint.name}: nobody can say whether the settings are the same.")
     elif any(not fault(path) for path in folder.glob("checkpoint-*")):

@@ -4,7 +4,7 @@ import json
 import zipfile
 from pathlib import Path
 
-from utils.errors import CourseError, some
+from utils.errors import CourseError, first_ten
 
 SAFE = {f"{kind}model.safetensors{index}" for kind in ("", "adapter_") for index in ("", ".index.json")}
 
@@ -23,7 +23,7 @@ def fault(checkpoint):
     archives = [*checkpoint.glob("*.pt"), *checkpoint.glob("*.pth")]
     broken = [file.name for file in weights if not _whole_tensors(file)]
     broken += [file.name for file in archives if not _whole_zip(file)]
-    return f"{some(broken)} is not whole" if broken else ""
+    return f"{first_ten(broken)} is not whole" if broken else ""
 
 
 def safe_weights(folder):
@@ -33,7 +33,7 @@ def safe_weights(folder):
     pickles = [name for name in names if name.endswith((".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".h5"))]
     if pickles and not SAFE & {*names}:
         remedy = "get the model in the safetensors format, which holds numbers only"
-        raise CourseError(f"{folder}: {some(pickles)} can run code when it is opened; {remedy}.")
+        raise CourseError(f"{folder}: {first_ten(pickles)} can run code when it is opened; {remedy}.")
 
 
 def _whole_tensors(file):
