@@ -26,7 +26,7 @@ from transformers import (
 from trl import SFTConfig, SFTTrainer
 
 from utils import memory
-from utils.speed import cuda_graphs
+from utils.training import out_of_memory
 from utils.training.nan import StopOnNaN
 from utils.training.out_of_memory import halve_when_full
 
@@ -276,7 +276,7 @@ def same(one, other, tolerance=1e-6):
 def test_it_becomes_the_run_with_the_smaller_micro_batch(kind, tmp_path, capsys, monkeypatch):
     """From the first step on, dropout included, which draws its random numbers micro-batch by micro-batch."""
     made, forgotten = even(kind, tmp_path), []
-    monkeypatch.setattr(cuda_graphs, "forget", lambda: forgotten.append(True))
+    monkeypatch.setattr(out_of_memory, "_retry_callbacks", [lambda: forgotten.append(True)])
     halve_when_full(made)
     passes = fail(made, rows=0, times=1, backward_of=1)  # when the forward pass has drawn its numbers
     halved = outcome(made)
@@ -371,7 +371,7 @@ def too_small_for(made, rows):
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_evaluation_is_repeated_in_halves_until_it_fits(kind, tmp_path, capsys, monkeypatch):
     forgotten, found, losses = [], [], []
-    monkeypatch.setattr(cuda_graphs, "forget", lambda: forgotten.append(True))
+    monkeypatch.setattr(out_of_memory, "_retry_callbacks", [lambda: forgotten.append(True)])
     for fits in (12, 3):
         made = even(kind, tmp_path, per_device_eval_batch_size=12, disable_tqdm=False)
         made.eval_dataset, made.args.eval_strategy, made.args.eval_steps = made.train_dataset, "steps", 2

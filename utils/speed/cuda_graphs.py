@@ -11,6 +11,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import import_utils
 
 from utils.errors import CourseError
+from utils.training import out_of_memory
 
 MOST = 32  # shapes that are recorded; each takes a second
 _blocks = []  # of each block of `replay` that is entered: its records, and where they lie
@@ -63,10 +64,12 @@ def replay(module, on=True, compiled=False):
         module.enable_input_require_grads()  # else the first layer, whose input needs none, is compiled by itself
     module.forward, over = forward, False
     _blocks.append((records, place))
+    end_retry_callback = out_of_memory.on_retry(forget)
     try:
         yield
     finally:
         _blocks.pop()
+        end_retry_callback()
         if compiled:
             module.disable_input_require_grads()
         over = True  # accelerate may have wrapped `forward` meanwhile, and goes on calling it

@@ -6,7 +6,6 @@ from transformers import Trainer
 
 from utils.errors import CourseError
 from utils.meter import GIB
-from utils.speed import cuda_graphs
 from utils.training.micro_batches import _parts, _rows_of
 
 
@@ -90,9 +89,23 @@ def _random_states():
     return torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
 
 
+_retry_callbacks = []
+
+
+def on_retry(callback):
+    """Calls `callback()` before a step is repeated, so that it can free GPU memory; returns a function that ends this."""
+    _retry_callbacks.append(callback)
+
+    def remove():
+        _retry_callbacks.remove(callback)
+
+    return remove
+
+
 def _make_room(cpu, gpus):
-    """Frees what nobody uses any more and what CUDA graphs hold; random numbers are drawn from these states again."""
-    cuda_graphs.forget()
+    """Frees what nobody uses any more; random numbers are drawn from these states again."""
+    for callback in list(_retry_callbacks):
+        callback()
     clear_device_cache(garbage_collection=True)
     torch.set_rng_state(cpu)
     torch.cuda.set_rng_state_all(gpus)
