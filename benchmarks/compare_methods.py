@@ -1,4 +1,4 @@
-"""Put the methods of a run of lesson 02 into docs/benchmarks.md: python benchmarks/compare_methods.py RESULTS.json"""
+"""Put the methods of a run of lesson 02 into docs/benchmarks.md: python -m benchmarks.compare_methods RESULTS.json"""
 
 import json
 import shutil

@@ -1,6 +1,6 @@
 """Do the levers that make the lessons fast change what is learned? Loss curves of both ways, three seeds, on a CPU.
 
-python benchmarks/loss_bands.py    minutes; into benchmarks/receipts/loss_bands.json,
+python -m benchmarks.loss_bands    minutes; into benchmarks/receipts/loss_bands.json,
     and the table of docs/faster-not-different.md
 
 Each lesson runs, profile tiny, up to its training: once as it is, once the published way (WAYS): all rows padded to one

@@ -1,6 +1,6 @@
 """Measure on a GPU what memory.plan predicts: random weights of the real sizes, real Trainer steps, one line a set-up.
 
-python benchmarks/measure_memory.py [--only "NAME; NAME"]    also rewrites the table of docs/will-it-fit.md
+python -m benchmarks.measure_memory [--only "NAME; NAME"]    also rewrites the table of docs/will-it-fit.md
 
 Memory depends on shapes and types, not on the values of the weights, so nothing is downloaded: a checkpoint with
 random values is written to a temporary folder and loaded as usual. The quality of such a model means nothing.

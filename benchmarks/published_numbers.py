@@ -1,6 +1,6 @@
 """Compute every published number of the five reference notebooks that needs no weights, and their table.
 
-python benchmarks/published_numbers.py      rewrites the table in docs/published-numbers.md
+python -m benchmarks.published_numbers      rewrites the table in docs/published-numbers.md
 
 Models are built from their configurations on the meta device, which knows shapes and holds no values.
 """

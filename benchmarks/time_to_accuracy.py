@@ -1,6 +1,6 @@
 """How long until lesson 01 is as right as its published recipe at its end? Both train the tiny BERT, on this machine.
 
-python benchmarks/time_to_accuracy.py    minutes; into benchmarks/receipts/time_to_accuracy.json,
+python -m benchmarks.time_to_accuracy    minutes; into benchmarks/receipts/time_to_accuracy.json,
     and the table of docs/faster-not-different.md
 
 The published recipe: 10 epochs in batches of 8, rows padded to all positions that the model has (there 512, here 128),
