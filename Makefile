@@ -43,7 +43,7 @@ rehearse: $(READY) ## before a download: a lesson on your GPU, random weights of
 bench: $(READY) ## on a GPU: a lesson's training against its published recipe, random weights of full size; NB=05
 	@$(RUN) benchmarks.bench --nb="$$NB"
 
-bench-table: $(READY) ## write README's table of these benchmarks from their receipts
+bench-table: $(READY) ## write the tables of these benchmarks in docs/ from their receipts
 	@$(RUN) benchmarks.bench --table
 
 newest: $(READY) ## check the notebooks' calls against the newest releases of the Hugging Face libraries; network

@@ -1,7 +1,7 @@
 """A lesson's training against the published recipe: same card, same rows, random weights of the real shape.
 
-make bench NB=05    the arms of one lesson, into benchmarks/receipts/bench, and the table of README
-make bench-table    the table alone, from the receipts
+make bench NB=05    the arms of one lesson, into benchmarks/receipts/bench, and the tables of docs
+make bench-table    the tables alone, from the receipts
 
 Each arm has a process of its own. `course` is the notebook, profile full, up to its training; `reference` is the
 published recipe, with the changes of CHANGED and no others, so that it runs on today's libraries; `peer` is what one
@@ -549,7 +549,7 @@ def is_course(record):
 
 
 def table(records):
-    """README's table of all arms, from their records, and how many times faster the course is."""
+    """The table of docs/benchmarks-full.md: all arms, from their records, and how many times faster the course is."""
     head = "| lesson | recipe | card | rows/s | real tokens/s | of each run | of the floor | s a step | first steps, s "
     head += "| planned GiB | measured GiB |"
     lines, order = [head, "|---|---|---|---|---|---|---|---|---|---|---|"], tuple(ARMS)
@@ -562,21 +562,70 @@ def table(records):
         cells += [f"{share(r):.1%}", f"{r['step_seconds']:.2f}", f"{r['first_steps_seconds']:.0f}"]
         cells += [f"{planned / 2**30:.1f}" if planned else "", f"{r['peak_allocated_bytes'] / 2**30:.1f}"]
         lines.append(f"| {' | '.join(cells)} |")
-    arms, found = {(r["lesson"], r["arm"]): r for r in records}, []
-    for lesson in sorted({lesson for lesson, arm in arms if arm == "course"}):
-        rate = {arm: arms[lesson, arm]["real_tokens_per_second"] for arm in order if (lesson, arm) in arms}
-        ours = {r["device"]: r["real_tokens_per_second"] for r in records if is_course(r) and r["lesson"] == lesson}
-        beside = {arm: arms[lesson, arm].get("beside") or ours[arms[lesson, arm]["device"]] for arm in rate}
-        times = [f"{beside[arm] / rate[arm]:.1f} times {ARMS[arm]}" for arm in order[:-1] if arm in rate]
-        found += [f"{lesson} {', '.join(times)}"] if times else []
+    arms, found, faster = {(r["lesson"], r["arm"]) for r in records}, [], speedups(records)
+    for lesson in sorted({lesson for lesson, _ in faster}):
+        times = [f"{faster[lesson, arm]:.1f} times {ARMS[arm]}" for arm in ARMS if (lesson, arm) in faster]
+        found.append(f"{lesson} {', '.join(times)}")
     cards = "; ".join(sorted({r["device"] for r in records}))
     words = [f"The course's real tokens/s, by lesson: {'; '.join(found)}. Cards: {cards}."]
     found = [f"{number} {one[2]}" for arm in OTHERS for number, one in OTHERS[arm].items() if (number, arm) in arms]
     return "\n".join([*lines, "", *words, *(["", f"Others: {'; '.join(found)}."] if found else [])])
 
 
+def speedups(records):
+    """How many times a recipe's real tokens/s the course makes on the same card, by (lesson, recipe).
+
+    A recipe whose record says what the course made beside it, in the same call, is compared with that; the others with
+    the course's record on a card of the same kind. Lessons without a record of the course are left out.
+    """
+    by_recipe = {(record["lesson"], record["arm"]): record for record in records}
+    found = {}
+    for (lesson, recipe), record in by_recipe.items():
+        if recipe == "course" or recipe not in ARMS or (lesson, "course") not in by_recipe:
+            continue
+        ours = record.get("beside")
+        if not ours:
+            on_this_card = [
+                other["real_tokens_per_second"]
+                for other in records
+                if is_course(other) and other["lesson"] == lesson and other["device"] == record["device"]
+            ]
+            ours = on_this_card[-1]
+        found[lesson, recipe] = ours / record["real_tokens_per_second"]
+    return found
+
+
+def summary(records):
+    """The table of docs/benchmarks.md: a line for the course and for each recipe that it is compared with."""
+    lines = [
+        "| lesson | recipe | card | real tokens/s | the course is | of the card's arithmetic | peak GiB |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    faster = speedups(records)
+    by_recipe = {(record["lesson"], record["arm"]): record for record in records}
+    for lesson in sorted({lesson for lesson, _ in by_recipe}):
+        for recipe in ARMS:
+            record = by_recipe.get((lesson, recipe))
+            if record is None:
+                continue
+            times = ""
+            if (lesson, recipe) in faster:
+                times = f"{faster[lesson, recipe]:.1f} times as fast"
+            cells = [
+                lesson,
+                recipe,
+                results.card(record),
+                f"{record['real_tokens_per_second']:,.0f}",
+                times,
+                f"{share(record):.1%}",
+                f"{record['peak_allocated_bytes'] / 2**30:.1f}",
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def levers(records):
-    """README's table of the arms of LEVERS: the course without one of its levers, beside the course in one call."""
+    """The table of docs/benchmarks.md: the course without one of LEVERS, beside the course in the same call."""
     head = "| lesson | the course, but | card | real tokens/s | of the course's beside it | s a step | measured GiB |"
     lines = [head, "|---|---|---|---|---|---|---|"]
     known = {(r["lesson"], r["arm"]): r for r in records}
@@ -590,7 +639,7 @@ def levers(records):
 
 
 def caps():
-    """README's table of Unsloth's attentions, from the receipt of check_cap.py."""
+    """The table of docs/benchmarks.md: Unsloth's attentions, from the receipt of check_cap.py."""
     found = json.loads((RECEIPTS.parent / "unsloth_cap_h200.json").read_text("utf-8"))
     lines = ["| Unsloth's attention | from logits with the cap | from logits without it |", "|---|---|---|"]
     for way, attention in found["attention"].items():
@@ -644,7 +693,7 @@ def whole_lessons():
 
 
 def rehearsals():
-    """README's table of whole lessons, from their receipts."""
+    """The table of docs/which-card.md: whole lessons, from their receipts."""
     head = "| lesson | model | profile | card | planned GiB | measured GiB | whole lesson, GiB | receipt |"
     lines = [head, "|---|---|---|---|---|---|---|---|"]
     for path, r in whole_lessons():
@@ -653,7 +702,7 @@ def rehearsals():
         capped = f"{found['capped_gb']:g} GB" if found["capped_gb"] else results.card(r)
         cells = [r["lesson"][:2], r["model_id"], f"`{r['profile']}`" + f", {changed}" * bool(changed), capped]
         cells += [f"{r[f'{name}_peak_bytes'] / 2**30:.1f}" for name in ("planned", "measured")]
-        cells += [f"{whole:.1f}", f"[{path.stem}](benchmarks/receipts/{path.name})"]
+        cells += [f"{whole:.1f}", f"[{path.stem}](../benchmarks/receipts/{path.name})"]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -666,7 +715,7 @@ def needed(record):
 
 
 def cards():
-    """README's table of cards, from the receipts of whole lessons: each profile as it is, and what runs on less."""
+    """The table of docs/which-card.md: cards that each profile needs as it is, and smaller ones that do."""
     words = {"colab": "a GPU before Ampere (T4, V100, GTX 16, RTX 20) | `colab` (float16; 03 float32)"}
     words["full"] = "Ampere or newer (RTX 30, 40, 50, A10, A100, L4, H100) | `full` (bfloat16)"
     lines = ["| you have | profile | needs |", "|---|---|---|", "| no GPU | `tiny` | nothing more |"]
@@ -684,14 +733,15 @@ def cards():
 
 
 def write_table():
-    """Puts the tables of the receipts between their marks in README."""
+    """Puts the tables of the receipts between their marks in docs."""
     records = [json.loads(path.read_text("utf-8")) for path in sorted(RECEIPTS.glob("*.json"))]
-    results.put_into_readme("bench", table(records))
-    results.put_into_readme("levers", levers(records))
-    results.put_into_readme("caps", caps())
+    results.put_into_page("docs/benchmarks.md", "speed", summary(records))
+    results.put_into_page("docs/benchmarks.md", "levers", levers(records))
+    results.put_into_page("docs/benchmarks.md", "caps", caps())
+    results.put_into_page("docs/benchmarks-full.md", "bench", table(records))
     draw(records, RECEIPTS / "rates.svg")
-    results.put_into_readme("rehearsals", rehearsals())
-    results.put_into_readme("cards", cards())
+    results.put_into_page("docs/which-card.md", "rehearsals", rehearsals())
+    results.put_into_page("docs/which-card.md", "cards", cards())
 
 
 def in_child(args, folder):
@@ -727,7 +777,7 @@ def main():
     parser.add_argument("--keep", type=Path, default=RECEIPTS, help="folder of the results")
     parser.add_argument("--unsloth", type=Path, help="folder with Unsloth and its pins, for the arm of that name")
     parser.add_argument("--add", action="store_true", help="the runs of earlier results count, too")
-    parser.add_argument("--table", action="store_true", help="only write README's table from the receipts")
+    parser.add_argument("--table", action="store_true", help="only write the tables of docs from the receipts")
     parser.add_argument("--cpu", action="store_true", help="run the course's arm without a GPU")
     parser.add_argument("--sizes", type=Path, default=rehearse.MODELS / "full_size.json", help=argparse.SUPPRESS)
     parser.add_argument("--child", help=argparse.SUPPRESS)

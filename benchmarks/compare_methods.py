@@ -1,4 +1,4 @@
-"""Put the methods of a run of lesson 02 into README's table: python -m benchmarks.compare_methods RESULTS.json"""
+"""Put the methods of a run of lesson 02 into docs/benchmarks.md: python -m benchmarks.compare_methods RESULTS.json"""
 
 import json
 import shutil
@@ -6,7 +6,7 @@ import statistics
 import sys
 from pathlib import Path
 
-from utils.results import put_into_readme
+from utils.results import put_into_page
 
 ROOT = Path(__file__).resolve().parents[1]
 RECEIPT = ROOT / "benchmarks" / "receipts" / "methods_tiny.json"
@@ -33,7 +33,7 @@ def main():
     if Path(sys.argv[1]).resolve() != RECEIPT:
         shutil.copyfile(sys.argv[1], RECEIPT)
     record = json.loads(RECEIPT.read_text(encoding="utf-8"))
-    put_into_readme("methods", table(record))
+    put_into_page("docs/benchmarks.md", "methods", table(record))
 
 
 if __name__ == "__main__":

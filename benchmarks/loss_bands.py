@@ -1,6 +1,7 @@
 """Do the levers that make the lessons fast change what is learned? Loss curves of both ways, three seeds, on a CPU.
 
-python -m benchmarks.loss_bands    minutes; into benchmarks/receipts/loss_bands.json, and the table of README
+python -m benchmarks.loss_bands    minutes; into benchmarks/receipts/loss_bands.json,
+    and the table of docs/faster-not-different.md
 
 Each lesson runs, profile tiny, up to its training: once as it is, once the published way (WAYS): all rows padded to one
 length, small batches accumulated, checkpointing, attention as transformers chooses it. Rows, order and optimizer are
@@ -124,7 +125,7 @@ def compare(curves):
 
 
 def table(record):
-    """README's table."""
+    """The table of docs/faster-not-different.md."""
     lines = ["| lesson | the published way | steps | last 10 losses, seeds 0, 1, 2 | course | apart | between seeds |"]
     lines.append("|---|---|---|---|---|---|---|")
     for number, found in sorted(record["lessons"].items()):
@@ -176,7 +177,7 @@ def main():
         )
         args.keep.write_text(json.dumps(record | session.facts()) + "\n", "utf-8")
     if args.keep == RECEIPT:
-        results.put_into_readme("bands", table(record))
+        results.put_into_page("docs/faster-not-different.md", "bands", table(record))
 
 
 if __name__ == "__main__":

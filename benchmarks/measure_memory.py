@@ -1,6 +1,6 @@
 """Measure on a GPU what memory.plan predicts: random weights of the real sizes, real Trainer steps, one line a set-up.
 
-python -m benchmarks.measure_memory [--only "NAME; NAME"]    also rewrites README's table of receipts
+python -m benchmarks.measure_memory [--only "NAME; NAME"]    also rewrites the table of docs/will-it-fit.md
 
 Memory depends on shapes and types, not on the values of the weights, so nothing is downloaded: a checkpoint with
 random values is written to a temporary folder and loaded as usual. The quality of such a model means nothing.
@@ -296,7 +296,7 @@ def measure(name, folder):
 
 
 def table(record):
-    """README's table of a record: a line a set-up."""
+    """The table of docs/will-it-fit.md: a line a set-up."""
     lines = ["| set-up | rows × tokens | planned GiB | measured GiB | off by |", "|---|---|---|---|---|"]
     for r in record["receipts"]:
         shape = f"{r['settings']['batch']} × {r['settings']['length']}"
@@ -308,7 +308,7 @@ def table(record):
 
 def write(record, out):
     out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    results.put_into_readme("memory", table(record))
+    results.put_into_page("docs/will-it-fit.md", "memory", table(record))
 
 
 def main():

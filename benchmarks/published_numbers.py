@@ -1,6 +1,6 @@
-"""Compute every published number of the five reference notebooks that needs no weights, and README's table of them.
+"""Compute every published number of the five reference notebooks that needs no weights, and their table.
 
-python -m benchmarks.published_numbers      rewrites the table in README.md
+python -m benchmarks.published_numbers      rewrites the table in docs/published-numbers.md
 
 Models are built from their configurations on the meta device, which knows shapes and holds no values.
 """
@@ -12,7 +12,7 @@ import torch
 import transformers
 from peft import LoraConfig, get_peft_model
 
-from utils.results import put_into_readme
+from utils.results import put_into_page
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -136,7 +136,7 @@ def rows():
 
 
 def table():
-    """The table of README.md."""
+    """The table of docs/published-numbers.md."""
     lines = ["| number | published | here | why they differ, or what it is made of |", "|---|---|---|---|"]
     for what, published, here, why in rows():
         lines.append(f"| {what} | {published:,} | {'the same' if here == published else f'{here:,}'} | {why} |")
@@ -144,7 +144,7 @@ def table():
 
 
 def main():
-    put_into_readme("published", table())
+    put_into_page("docs/published-numbers.md", "published", table())
 
 
 if __name__ == "__main__":

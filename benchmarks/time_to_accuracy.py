@@ -1,6 +1,7 @@
 """How long until lesson 01 is as right as its published recipe at its end? Both train the tiny BERT, on this machine.
 
-python -m benchmarks.time_to_accuracy    minutes; into benchmarks/receipts/time_to_accuracy.json, and README's table
+python -m benchmarks.time_to_accuracy    minutes; into benchmarks/receipts/time_to_accuracy.json,
+    and the table of docs/faster-not-different.md
 
 The published recipe: 10 epochs in batches of 8, rows padded to all positions that the model has (there 512, here 128),
 its rate by the square root of the batch sizes. The course: the lesson as it is, without an early stop. Both clocks run
@@ -48,7 +49,7 @@ def curve(way, seed, folder):
 
 
 def compare(published, course):
-    """One row of README's table: the published recipe's end, and when the course first was as right; None if never."""
+    """One row of the table: the published recipe's end, and when the course first was as right; None if never."""
     seconds, steps, wanted = published[-1]
     first = next((at for at in course if at[2] >= wanted), [None] * 3)
     found = {"accuracy": wanted, "published_seconds": seconds, "published_steps": steps}
@@ -56,7 +57,7 @@ def compare(published, course):
 
 
 def table(record):
-    """README's table."""
+    """The table of docs/faster-not-different.md."""
     head = "| seed | published: steps | s | validation accuracy | course: steps to as much | s | times faster |"
     lines = [head, "|---|---|---|---|---|---|---|"]
     for seed, curves in enumerate(zip(record["published"], record["course"], strict=True)):
@@ -98,7 +99,7 @@ def main():
         print(compare(record["published"][-1], record["course"][-1]), flush=True)
     args.keep.write_text(json.dumps(record | session.facts()) + "\n", "utf-8")
     if args.keep == RECEIPT:
-        results.put_into_readme("time", table(record))
+        results.put_into_page("docs/faster-not-different.md", "time", table(record))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import tempfile
 from datetime import date
 from pathlib import Path
 
-from utils.results import put_into_readme
+from utils.results import put_into_page
 
 ROOT = Path(__file__).resolve().parents[1]
 HERE = ROOT / "notebooks" / "rendered"
@@ -72,7 +72,7 @@ def main():
         for path in sorted(out.glob("*/*/*.ipynb")):
             render(path, out, HERE)
         if "--nb" not in " ".join(sys.argv):  # all lessons ran
-            put_into_readme("results", results_table(sorted(out.glob("*/*/*.ipynb"))))
+            put_into_page("README.md", "results", results_table(sorted(out.glob("*/*/*.ipynb"))))
         shutil.rmtree(out)
     return runner.returncode
 

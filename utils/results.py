@@ -44,11 +44,20 @@ def card(record):
     return record["device"].removeprefix("NVIDIA ").split(",")[0]
 
 
-def put_into_readme(mark, table):
-    """Puts a table between the comments `<!-- mark:begin … -->` and `<!-- mark:end … -->` of README.md."""
-    path = paths.ROOT / "README.md"
-    between = re.compile(rf"({mark}:begin.*?-->\n).*?(<!-- {mark}:end)", re.DOTALL)
-    path.write_text(between.sub(lambda found: f"{found[1]}{table}\n{found[2]}", path.read_text("utf-8")), "utf-8")
+def put_into_page(page, mark, table):
+    """Puts a table between the comments `<!-- mark:begin … -->` and `<!-- mark:end … -->` of a page.
+
+    page: its path relative to the repository's root, such as "docs/benchmarks.md". Links in the table are relative to
+    the page. Raises ValueError if the page does not hold both comments exactly once.
+    """
+    path = paths.ROOT / page
+    between = re.compile(rf"(<!-- {mark}:begin.*?-->\n).*?(<!-- {mark}:end)", re.DOTALL)
+    text, replaced = between.subn(lambda match: match[1] + table + "\n" + match[2], path.read_text("utf-8"))
+    if replaced != 1:
+        raise ValueError(
+            f"{page}: the comments <!-- {mark}:begin … --> and <!-- {mark}:end … --> must stand there once"
+        )
+    path.write_text(text, "utf-8")
 
 
 def write(folder, **values):

@@ -12,6 +12,7 @@ import yaml
 from conftest import ROOT, notebooks
 from packaging.requirements import Requirement
 
+from utils import results
 from utils.speed import flash
 
 TRACKED = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.split("\n")[:-1]
@@ -72,6 +73,67 @@ def test_links_between_files_lead_somewhere(page):
         assert (ROOT / page).parent.joinpath(target).exists(), target
 
 
+def test_every_page_of_the_documentation_has_one_title_and_is_in_the_index():
+    index = (ROOT / "docs" / "index.md").read_text()
+    for path in sorted((ROOT / "docs").glob("*.md")):
+        prose = re.sub(r"^```.*?^```", "", path.read_text(), flags=re.MULTILINE | re.DOTALL)
+        assert len(re.findall(r"^# ", prose, re.MULTILINE)) == 1, path.name
+        assert path.name == "index.md" or f"]({path.name})" in index, path.name
+
+
+def names_missing_from_their_readme(folder):
+    """The Python files below a folder that no README between them and the folder names."""
+    missing = []
+    for path in sorted(folder.rglob("*.py")):
+        readmes = [parent / "README.md" for parent in path.parents if folder in (parent, *parent.parents)]
+        texts = "".join(readme.read_text() for readme in readmes if readme.exists())
+        if path.name != "__init__.py" and f"{path.name}`" not in texts:
+            missing.append(path.relative_to(folder).as_posix())
+    return missing
+
+
+@pytest.mark.parametrize("folder", ["utils", "tools", "benchmarks"])
+def test_a_folders_readme_has_a_line_for_each_file(folder):
+    assert names_missing_from_their_readme(ROOT / folder) == []
+
+
+def test_a_file_that_no_readme_names_is_found(tmp_path):
+    (tmp_path / "README.md").write_text("| `named.py` | does this |")
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "inner" / "README.md").write_text("| `inside.py` | does that |")
+    for name in ("named.py", "inner/inside.py", "inner/unnamed.py", "__init__.py"):
+        (tmp_path / name).write_text("")
+    assert names_missing_from_their_readme(tmp_path) == ["inner/unnamed.py"]
+
+
+def test_a_table_goes_between_its_marks_only():
+    with pytest.raises(ValueError, match="docs/index.md: the comments <!-- nowhere:begin"):
+        results.put_into_page("docs/index.md", "nowhere", "| a |")
+
+
+def cards_of_the_receipts(profile, smallest=False):
+    """{lesson: GB of the card that it needs}: of a profile as it stands, or with the overrides that need least."""
+    bench = script("bench")
+    sizes = {}
+    for _, record in bench.whole_lessons():
+        is_changed = bool(bench.settings_of(record["metrics"]["rehearsal"]))
+        if record["profile"] == profile and (smallest or not is_changed):
+            sizes.setdefault(record["lesson"][:2], []).append(bench.needed(record))
+    return {lesson: min(of_lesson) for lesson, of_lesson in sizes.items()}
+
+
+def test_the_front_page_promises_the_cards_that_the_receipts_hold():
+    lines = (ROOT / "README.md").read_text().splitlines()
+    colab = next(line for line in lines if "| `colab` |" in line)
+    for lesson, size in cards_of_the_receipts("colab").items():
+        written = re.search(rf"{lesson} in (\d+) GB" if lesson > "03" else r"lessons 01 to 03 in (\d+) GB", colab)
+        assert int(written[1]) == size, lesson
+    full = next(line for line in lines if "| `full` |" in line)
+    sizes = cards_of_the_receipts("full").values()
+    assert f"{min(sizes)} to {max(sizes)} GB" in full
+    assert f"{max(cards_of_the_receipts('full', smallest=True).values())} GB is enough for each" in full
+
+
 def test_the_results_of_the_readme_are_those_of_the_rendered_copies():
     table = (ROOT / "README.md").read_text().split("results:begin")[1].split("results:end")[0]
     for path in LESSONS:
@@ -105,7 +167,7 @@ def test_a_rehearsed_lesson_ran_whole_on_its_card_as_planned(receipt):
 
 def test_the_table_of_rehearsals_is_that_of_their_receipts(monkeypatch, tmp_path):
     bench = script("bench")
-    page, made = (ROOT / "README.md").read_text(), bench.rehearsals()
+    page, made = (ROOT / "docs" / "which-card.md").read_text(), bench.rehearsals()
     assert made in page
     assert bench.cards() in page
     assert len(made.splitlines()) > 6
@@ -148,14 +210,18 @@ def test_table_and_figure_of_the_benchmarks_are_those_of_their_receipts(tmp_path
     bench = script("bench")
     records = [json.loads(path.read_text()) for path in bench.RECEIPTS.glob("*.json")]
     assert len(records) >= 8
-    page = (ROOT / "README.md").read_text()
-    assert bench.table(records) in page
+    page = (ROOT / "docs" / "benchmarks.md").read_text()
+    every_run = (ROOT / "docs" / "benchmarks-full.md").read_text()
+    assert bench.table(records) in every_run
+    assert bench.summary(records) in page
     assert bench.levers(records) in page
     assert bench.caps() in page
     for record in records:
         slower = [r | {"real_tokens_per_second": 1.0} if r is record else r for r in records]
-        both = bench.table(slower) in page, bench.levers(slower) in page
+        both = bench.table(slower) in every_run, bench.levers(slower) in page
         assert both in {(False, True), (True, False)}, "another number is another table"
+        if record["arm"] in bench.ARMS:
+            assert bench.summary(slower) not in page, "another number is another table"
     lever = next(r for r in records if r["arm"] in bench.LEVERS["02"])
     assert bench.levers([r | {"beside": 1.0} if r is lever else r for r in records]) not in page
     twice = [r | {"real_tokens_per_second": 23_891.2} if r["arm"] == "course on H200" else r for r in records]
@@ -170,7 +236,7 @@ def test_table_and_figure_of_the_benchmarks_are_those_of_their_receipts(tmp_path
 def test_the_fast_way_and_the_published_way_have_the_same_losses():
     bands = script("loss_bands")
     record = json.loads(bands.RECEIPT.read_text())
-    assert bands.table(record) in (ROOT / "README.md").read_text()
+    assert bands.table(record) in (ROOT / "docs" / "faster-not-different.md").read_text()
     assert record["lessons"].keys() == bands.WAYS.keys()
     for found in record["lessons"].values():
         again = bands.compare(found["losses"])
@@ -195,7 +261,7 @@ def test_the_losses_of_the_published_way_can_be_had_again(tmp_path):
 def test_the_time_until_the_course_is_as_right_is_that_of_the_receipt_and_a_fifth_at_most():
     clock = script("time_to_accuracy")
     record = json.loads(clock.RECEIPT.read_text())
-    assert clock.table(record) in (ROOT / "README.md").read_text()
+    assert clock.table(record) in (ROOT / "docs" / "faster-not-different.md").read_text()
     pairs = [clock.compare(*curves) for curves in zip(record["published"], record["course"], strict=True)]
     assert len(pairs) == len(clock.SEEDS)
     assert all(r["reached"] >= r["accuracy"] > 0.5 and r["seconds"] <= r["published_seconds"] / 5 for r in pairs)
@@ -220,7 +286,7 @@ def test_rates_leave_out_warm_up_compilation_and_what_lies_between_steps():
 
 
 def test_the_table_of_memory_receipts_is_that_of_the_file():
-    page = (ROOT / "README.md").read_text()
+    page = (ROOT / "docs" / "will-it-fit.md").read_text()
     for receipt in json.loads((ROOT / "benchmarks" / "receipts" / "memory.json").read_text())["receipts"]:
         planned, measured = (receipt[f"{name}_bytes"] / 2**30 for name in ("planned", "measured"))
         row = next(line for line in page.splitlines() if re.match(rf"\| {re.escape(receipt['name'])}( \*)? \|", line))
@@ -232,7 +298,7 @@ def test_the_table_of_methods_is_that_of_its_receipt():
     compare_methods = script("compare_methods")
     record = json.loads(compare_methods.RECEIPT.read_text())
     assert [len(rows) for rows in record["metrics"]["methods"].values()] == [3, 3, 3]
-    assert compare_methods.table(record) in (ROOT / "README.md").read_text()
+    assert compare_methods.table(record) in (ROOT / "docs" / "benchmarks.md").read_text()
 
 
 @pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)

@@ -333,7 +333,7 @@ def test_a_plan_that_forgets_checkpointing_is_found_out():
 
 
 def test_one_line_answers_without_network_in_three_seconds(offline):
-    page = (ROOT / "README.md").read_text()
+    page = (ROOT / "docs" / "will-it-fit.md").read_text()
     command = next(line for line in page.splitlines() if "memory.plan(" in line).strip()
     assert command.startswith("python -c ")
     code = command.removeprefix("python -c ").strip('"')
