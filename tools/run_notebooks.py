@@ -1,167 +1,342 @@
-"""Run course notebooks without a browser and judge them by their cells: `python -m tools.run_notebooks --help`."""
+"""Run course notebooks without a browser and judge them by their cells: `python -m tools.run_notebooks --help`.
+
+papermill puts the parameters into a notebook, nbclient runs its cells in a kernel, and this module says what came of
+it. Two processes stand beside this one while a notebook runs: the kernel, and a watcher that ends the kernel if this
+one is killed (tools/kernel_watcher.py).
+"""
 
 import argparse
 import contextlib
 import difflib
-import json
+import logging
 import os
-import re
 import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
+import nbformat
 import psutil
-import yaml
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+from papermill.iorw import load_notebook_node
+from papermill.parameterize import parameterize_notebook
+from papermill.translators import PythonTranslator
 
+from tools import notebooks
+from tools.options import json_object
+from tools.tables import aligned_table
 from utils.session import own_folder
 
 SENTINEL = "Lesson complete."  # the last code cell of every course notebook prints this
 ROOT = Path(__file__).resolve().parents[1]
-COLUMNS = "lesson profile metric baseline before after n_eval minutes verdict".split()
+WATCHER = Path(__file__).with_name("kernel_watcher.py")
+RESULTS = ("metric", "baseline", "before", "after", "n_eval")  # keys of results.json that the table shows
 FIXED = {"PYTHONHASHSEED": "0", "TOKENIZERS_PARALLELISM": "false", "MPLBACKEND": "inline"}  # for the kernel
-SIGNALS = []  # numbers of the signals received so far
+SAVE_EVERY = 30  # seconds between two saves of the notebook while a cell prints
+NEARLY_FULL = 64 * 2**20  # bytes free on a disk that are worth a word
+
+received_signals = []  # numbers, in order
 
 
-def json_object(text):
-    """The JSON object in a text; ValueError or TypeError if there is none."""
-    return {**json.loads(text)}
+# ---- what is to be run -------------------------------------------------------------------------------------------
 
 
-def content(path):
-    """The bytes of a file; none if there is no such file (yet)."""
-    return path.read_bytes() if path.is_file() else b""
+@dataclass
+class Lesson:
+    """A notebook to run."""
+
+    path: Path
+    folder: Path  # for everything that the run writes
+    parameters: dict  # values for the names in its cell of parameters
+
+    @property
+    def partial(self):
+        """The executed notebook until it is complete."""
+        return self.folder / f"{self.path.stem}.partial.ipynb"
+
+    @property
+    def log(self):
+        """What the cells printed and what nbclient reported, as it came."""
+        return self.folder / f"{self.path.stem}.log"
 
 
-def code_cells(text):
-    """The cells that hold code in the text of a notebook, each with its place; none if this is no notebook (yet)."""
-    heading, found = "start", []
-    with contextlib.suppress(ValueError, TypeError, KeyError):
-        for cell in json_object(text).get("cells", []):
-            code = cell["source"] = "".join(cell["source"]).strip()
-            if cell["cell_type"] == "markdown":
-                heading = (re.findall(r"^#+ (.+)", code, re.MULTILINE) or [heading])[-1]
-            elif cell["cell_type"] == "code" and code and "injected-parameters" not in cell["metadata"].get("tags", []):
-                found.append(cell | {"place": f"code cell {len(found) + 1} ({heading})"})
-    return found
+def lesson_to_run(path, folder, profile, parameters):
+    """The Lesson at a path: with the parameters, its profile and its folder, if the notebook has parameters for them.
 
-
-def check(path, folder, profile, given):
-    """The parameters for a notebook that writes to the folder; ValueError if there is no such notebook or parameter."""
-    cells = code_cells(content(path))
+    Raises ValueError if there is no notebook, or if it lacks one of the parameters.
+    """
+    try:
+        cells = notebooks.code_cells(notebooks.read(path))
+    except (OSError, ValueError, LookupError, TypeError):
+        cells = []
     if not cells or path.parent == folder:
         raise ValueError(f"there is no notebook to run at {path}; give the path or the number of one")
-    code = "\n".join(cell["source"] for cell in cells if "parameters" in cell["metadata"].get("tags", []))
-    known = re.findall(r"^(\w+) *(?::[^=\n]+)?=(?!=)", code, re.MULTILINE)
-    for wrong in sorted(set(given) - set(known)):
-        like = difflib.get_close_matches(wrong, known) or known
-        raise ValueError(f"{path.stem} has no parameter {wrong!r}; did you mean one of {like}?")
-    own = {"PROFILE": profile, "OUTPUT_DIR": str(folder)}
-    return path, folder, {name: value for name, value in own.items() if name in known} | given
+    names = []
+    for cell in cells:
+        if "parameters" in cell.tags:
+            names += [parameter.name for parameter in PythonTranslator.inspect({"source": cell.source})]
+    for unknown in sorted(set(parameters) - set(names)):
+        similar = difflib.get_close_matches(unknown, names) or names
+        raise ValueError(f"{path.stem} has no parameter {unknown!r}; did you mean one of {similar}?")
+    values = {}
+    if "PROFILE" in names:
+        values["PROFILE"] = profile
+    if "OUTPUT_DIR" in names:
+        values["OUTPUT_DIR"] = str(folder)
+    values.update(parameters)
+    return Lesson(path, folder, values)
 
 
-def under_watch():
-    """What the process under the runner does: papermill, which ends with its kernel when the runner is gone."""
-
-    def wait():
-        os.read(0, 1)  # our input is a pipe: the end comes when nobody holds its other side any more
-        end(psutil.Process().children(recursive=True))
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
-    from papermill.__main__ import papermill
-
-    papermill(prog_name="papermill")
+def with_parameters(lesson):
+    """The notebook of a lesson with its parameters set in a cell of their own, and no trace of earlier runs."""
+    notebook = load_notebook_node(str(lesson.path))
+    if lesson.parameters:
+        notebook = parameterize_notebook(notebook, lesson.parameters, kernel_name="python3", language="python")
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.execution_count = None
+            cell.outputs = []
+    return notebook
 
 
-def end(processes):
-    """Kills the processes and waits for them."""
+# ---- processes ---------------------------------------------------------------------------------------------------
+
+
+def kernel_environment(profile):
+    """The environment variables of a kernel: ours, no hub for tiny unless we have it otherwise, and those in FIXED."""
+    environment = {**os.environ, **FIXED}
+    if profile == "tiny":
+        environment.setdefault("HF_HUB_OFFLINE", "1")
+    return environment
+
+
+def kill_children():
+    """Kill every process that this one started, and all that these started; wait until they are gone."""
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.suspend()  # from here on it starts nothing more
+    processes = psutil.Process().children(recursive=True)
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
     psutil.wait_procs(processes, timeout=10)
 
 
-def watch(process, partial, log, args):
-    """Print a line for each cell that starts; return why the run is not complete ("" if its cells prove that it is),
-    and the newest whole state of the notebook."""
-    begin, cells, seen, place, last = time.monotonic(), [], 0, "the start of the kernel", b""
-    exit_code, since = None, begin
-    while exit_code is None:
-        time.sleep(0.2)
-        exit_code, now, text = process.poll(), time.monotonic(), content(partial)
-        if found := code_cells(text):  # none while papermill writes the file
-            cells, last = found, text
-        started = [cell["place"] for cell in cells if cell["metadata"]["papermill"]["start_time"]]
-        for place in started[seen:]:
-            print(f"[{now - begin:6.1f} s] {place} of {len(cells)}", flush=True)
-            since = now
-        seen = len(started)
-        for name, spent, limit in (("", now - begin, args.timeout), ("cell-", now - since, args.cell_timeout)):
-            if SIGNALS or spent > limit:
-                cause = signal.Signals(SIGNALS[0]).name if SIGNALS else f"the --{name}timeout of {limit:g} s"
-                return f"{place} was running when {cause} stopped it; start the run again", last
-    for cell in cells:
-        for error in (output for output in cell["outputs"] if output["output_type"] == "error"):
-            what = f"{error['ename']}: {' '.join(error['evalue'].split())[:300]}"
-            return f"{cell['place']} raised {what}; correct that", last
-        if cell["execution_count"] is None and not exit_code:
-            return f"{cell['place']} did not run; remove what makes the notebook skip it", last
-    if exit_code:
-        why = "the kernel died, often out of memory"
-        if exit_code != 138:
-            why = (content(log).decode(errors="replace").split("\n")[:-1] or ["nothing in the log"])[-1].strip()
-        return f"{place} was running when papermill ended with {exit_code}: {why}", last
-    printed = ["".join(output["text"]) for output in cells[-1]["outputs"] if output.get("name") == "stdout"]
-    return "" if SENTINEL in "".join(printed) else f"{place} is the last and must end with print({SENTINEL!r})", last
+def on_signal(number, frame):
+    """Note a signal and stop the lesson: nbclient reports that its kernel is dead, and the run ends in order."""
+    received_signals.append(number)
+    kill_children()
 
 
-def run(path, folder, parameters, args):
-    """Run a notebook, which gets its final name if complete; return its row of the table."""
-    print(f"{path.stem}: profile {args.profile}, output in {folder}", flush=True)
-    partial, results, begin = folder / f"{path.stem}.partial.ipynb", folder / "results.json", time.monotonic()
-    environment = ({"HF_HUB_OFFLINE": "1"} if args.profile == "tiny" else {}) | os.environ | FIXED
-    command = [
-        sys.executable,
-        "-c",
-        "from tools.run_notebooks import under_watch; under_watch()",
-        "-k",
-        "python3",
-        "-l",
-        "python",
-    ]
-    command += ["--log-output", "--no-progress-bar"]
-    command += ["-y", yaml.safe_dump(parameters), str(path), str(partial)]  # JSON is not YAML: 1e-05
-    log, pipe = folder / f"{path.stem}.log", subprocess.PIPE
-    with log.open("wb") as file:
-        streams = dict(stdin=pipe, stdout=file, stderr=file)
-        process = subprocess.Popen(command, env=environment, start_new_session=True, **streams)
+@contextlib.contextmanager
+def watcher(kernel_pid):
+    """A process that ends the kernel if this one is gone before the end of the block."""
+    command = [sys.executable, "-P", str(WATCHER), str(kernel_pid)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)  # Ctrl-C is not for it
     try:
-        problem, notebook = watch(process, partial, log, args)
+        yield
     finally:
-        process.send_signal(signal.SIGSTOP)  # from here on it starts nothing more
-        end(psutil.Process().children(recursive=True))  # also the kernel, which has a session of its own
-        process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):
+            process.communicate(b".")  # the kernel has ended
+
+
+# ---- one notebook ------------------------------------------------------------------------------------------------
+
+
+class LessonClient(NotebookClient):
+    """Runs the cells of a lesson in a kernel; logs what they print, and keeps the file of the notebook up to date."""
+
+    def __init__(self, notebook, partial, timeouts):
+        # an output that the kernel has announced is waited for, also on a busy machine
+        waits = {"raise_on_iopub_timeout": True, "iopub_timeout": 60}
+        super().__init__(notebook, kernel_name="python3", force_raise_errors=True, **waits)
+        self.partial = partial
+        self.timeout_func = timeouts.for_next_cell
+        self.saved_at = time.monotonic()
+
+    def save(self):
+        """Write the notebook beside its file, then put it in place: there is always one whole notebook."""
+        draft = self.partial.with_suffix(".new")
+        draft.write_text(nbformat.writes(self.nb), encoding="utf-8")
+        draft.replace(self.partial)
+        self.saved_at = time.monotonic()
+
+    def run_cell(self, index):
+        """Run a cell and save the notebook; return whether the next cell may run, because this one raised nothing."""
+        try:
+            self.execute_cell(self.nb.cells[index], index)
+        except CellExecutionError:
+            return False  # the error stands in the outputs of the cell
+        finally:
+            self.save()
+        return True
+
+    def process_message(self, message, cell, cell_index):
+        """Take a message of the kernel, as nbclient does; return the output that it brought, or None."""
+        output = super().process_message(message, cell, cell_index)
+        if output:
+            log_output(output)
+        if time.monotonic() - self.saved_at > SAVE_EVERY:
+            with contextlib.suppress(OSError):  # the save at the end of the cell says so
+                self.save()
+        return output
+
+
+def log_output(output):
+    """Write what a cell printed or showed to the log."""
+    text = output.get("text") or output.get("data", {}).get("text/plain") or ""
+    if text:
+        logging.getLogger(__name__).info("".join(text).rstrip("\n"))
+
+
+class Timeouts:
+    """How long a notebook and each of its cells may take, in seconds."""
+
+    def __init__(self, whole, cell):
+        self.whole = whole
+        self.cell = cell
+        self.begin = time.monotonic()
+        self.reason = ""  # which of the two limits the cell that runs now would reach first
+        self.deadline = self.begin  # of that cell
+
+    def elapsed(self):
+        """Seconds since the begin."""
+        return time.monotonic() - self.begin
+
+    def for_next_cell(self, cell):
+        """Seconds that the next cell may take; nbclient asks for them when it starts the cell."""
+        left = self.whole - self.elapsed()
+        if left < self.cell:
+            self.reason = f"the --timeout of {self.whole:g} s"
+            limit = max(left, 0.1)  # nbclient takes 0 for no limit
+        else:
+            self.reason = f"the --cell-timeout of {self.cell:g} s"
+            limit = self.cell
+        self.deadline = time.monotonic() + limit
+        return limit
+
+
+class StoppedError(Exception):
+    """A signal asked to stop."""
+
+
+def execute(lesson, args):
+    """Run the cells of a lesson; return why it is not complete, or "" if its cells prove that it is."""
+    timeouts = Timeouts(args.timeout, args.cell_timeout)
+    notebook = with_parameters(lesson)
+    client = LessonClient(notebook, lesson.partial, timeouts)
+    cells = notebooks.code_cells(notebook)
+    places = {cell.index: cell.place for cell in cells}
+    place = "the start of the kernel"
+    try:
+        client.save()
+        with running_kernel(client, args.profile, lesson.log):
+            for index in range(len(notebook.cells)):
+                if received_signals:
+                    raise StoppedError
+                if index in places:
+                    place = places[index]
+                    print(f"[{timeouts.elapsed():6.1f} s] {place} of {len(cells)}", flush=True)
+                if not client.run_cell(index):
+                    break
+            client.set_widgets_metadata()
+            client.save()
+    except Exception as error:  # also what nbclient and the disk have to say: it becomes the sentence of this lesson
+        logging.getLogger(__name__).exception("%s was running when this came:", place)
+        return f"{place} was running when {reason_of(error, timeouts)}"
+    return verdict(notebook)
+
+
+@contextlib.contextmanager
+def running_kernel(client, profile, log):
+    """A kernel for a client: shut down in order at the end of the block, or killed if the block raises an error.
+
+    What the kernel itself writes to its standard streams, such as the last words of a library in C, goes to the log.
+    """
+    with (
+        log.open("ab") as file,
+        client.setup_kernel(env=kernel_environment(profile), stdout=file, stderr=file),
+        watcher(client.km.provisioner.pid),
+    ):
+        try:
+            yield
+        except BaseException:
+            kill_children()
+            raise
+    kill_children()
+
+
+def reason_of(error, timeouts):
+    """What stopped a running cell, in words."""
+    if received_signals:
+        return f"{signal.Signals(received_signals[0]).name} stopped it; start the run again"
+    if isinstance(error, CellTimeoutError) and time.monotonic() >= timeouts.deadline:
+        return f"{timeouts.reason} stopped it; start the run again"
+    if isinstance(error, DeadKernelError):
+        return "the kernel died, often out of memory"
+    message = " ".join(str(error).split())[:300]
+    return f"the run ended with {type(error).__name__}: {message}"
+
+
+def verdict(notebook):
+    """Why an executed notebook is not complete; "" if every cell ran and the last one printed the sentinel."""
+    cells = notebooks.code_cells(notebook)
+    for cell in cells:
+        for output in cell.outputs:
+            if output["output_type"] == "error":
+                message = " ".join(output["evalue"].split())[:300]
+                return f"{cell.place} raised {output['ename']}: {message}; correct that"
+        if cell.execution_count is None:
+            return f"{cell.place} did not run; remove what makes the notebook skip it"
+    printed = ""
+    for output in cells[-1].outputs:
+        if output.get("name") == "stdout":
+            printed += "".join(output["text"])
+    if SENTINEL not in printed:
+        return f"{cells[-1].place} is the last and must end with print({SENTINEL!r})"
+    return ""
+
+
+def run(lesson, args):
+    """Run a notebook, which gets its final name if complete; return its row of the table, as a dict of texts."""
+    begin = time.monotonic()
+    name = lesson.path.stem
+    print(f"{name}: profile {args.profile}, output in {lesson.folder}", flush=True)
+    lesson.log.unlink(missing_ok=True)
+    logging.basicConfig(filename=lesson.log, level=logging.INFO, format="%(message)s", force=True)
+    problem = execute(lesson, args)
     if problem:
-        if not code_cells(content(partial)):  # papermill was writing it, or the disk was full
-            partial.unlink(missing_ok=True)
-            with contextlib.suppress(OSError):
-                partial.write_bytes(notebook)
-        if (free := shutil.disk_usage(folder).free) < 2**26:
+        free = shutil.disk_usage(lesson.folder).free
+        if free < NEARLY_FULL:
             problem += f"; {free / 2**20:.0f} MiB are free on that disk, so delete something first"
-        print(f"{path.stem}: {problem}. What ran and the log are in {folder}", file=sys.stderr, flush=True)
+        print(f"{name}: {problem}. What ran and the log are in {lesson.folder}", file=sys.stderr, flush=True)
     else:
-        partial.replace(folder / path.name)
-    record = json_object(results.read_text("utf-8")) if results.exists() else {}
-    values = [path.stem, args.profile, *(record.get(k, "-") for k in COLUMNS[2:-2]), (time.monotonic() - begin) / 60]
-    return [f"{v:.3f}" if isinstance(v, float) else str(v) for v in values] + ["failed" if problem else "complete"]
+        lesson.partial.replace(lesson.folder / lesson.path.name)
+    return row_of(lesson, args.profile, (time.monotonic() - begin) / 60, "failed" if problem else "complete")
 
 
-def main():
-    """Read the command line, run, and return the exit code: 0 only if every lesson ran to its last cell."""
+def row_of(lesson, profile, minutes, outcome):
+    """The row of a lesson in the table: with what its results.json says, "-" where there is none."""
+    file = lesson.folder / "results.json"
+    results = json_object(file.read_text("utf-8")) if file.exists() else {}
+    row = {"lesson": lesson.path.stem, "profile": profile}
+    for key in RESULTS:
+        value = results.get(key, "-")
+        row[key] = f"{value:.3f}" if isinstance(value, float) else str(value)
+    row["minutes"] = f"{minutes:.3f}"
+    row["verdict"] = outcome
+    return row
+
+
+# ---- the command -------------------------------------------------------------------------------------------------
+
+
+def command_line():
+    """The parser of the options."""
     parser = argparse.ArgumentParser(prog="python -m tools.run_notebooks", usage=argparse.SUPPRESS)
     parser.add_argument("--nb", default="", help='"01", "01,02" or the path of a notebook; all if empty')
     parser.add_argument("--profile", default="tiny", choices=["tiny", "colab", "full"])
@@ -171,29 +346,64 @@ def main():
     parser.add_argument("--out", type=Path, default=ROOT / "outputs", help="a run writes to OUT/PROFILE/NOTEBOOK NAME/")
     parser.add_argument("--timeout", type=float, default=86400, help="seconds a notebook may take")
     parser.add_argument("--cell-timeout", type=float, default=86400, help="seconds a cell may take")
-    args = parser.parse_args()
-    given = args.parameters | ({"OVERRIDES": args.overrides} if args.overrides else {})
-    given |= {} if args.seed is None else {"SEED": args.seed}
-    known = {path.name[:2]: path for path in sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))}
-    paths = [known.get(name.zfill(2), Path(name)).resolve() for name in (args.nb.split(",") if args.nb else known)]
+    return parser
+
+
+def parameters_of(args):
+    """The parameters that the command line gives to every notebook."""
+    parameters = dict(args.parameters)
+    if args.overrides:
+        parameters["OVERRIDES"] = args.overrides
+    if args.seed is not None:
+        parameters["SEED"] = args.seed
+    return parameters
+
+
+def paths_of(names):
+    """The paths of the notebooks in a text such as "01,my_notebook.ipynb"; of all lessons if it is empty."""
+    numbered = {path.name[:2]: path for path in sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))}
+    if not names:
+        return list(numbered.values())
+    return [numbered.get(name.zfill(2), Path(name)).resolve() for name in names.split(",")]
+
+
+def take_folders(lessons):
+    """Make the folders of the lessons ours, all of them, before anything of an earlier run is removed."""
+    for lesson in lessons:
+        lesson.folder.mkdir(parents=True, exist_ok=True)
+        own_folder(lesson.folder)
+    for lesson in lessons:
+        for old in (*lesson.folder.glob("*.ipynb"), lesson.folder / "results.json"):
+            old.unlink(missing_ok=True)
+
+
+def main(arguments=None):
+    """Read the command line, run, and return the exit code: 0 only if every lesson ran to its last cell."""
+    parser = command_line()
+    args = parser.parse_args(arguments)
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, frame: SIGNALS.append(number))
+        signal.signal(number, on_signal)
+    logging.captureWarnings(True)  # they go to the log
+    logging.raiseExceptions = False  # a full disk costs the log, and is reported by the notebook that cannot be saved
     try:
-        lessons = [check(path, args.out.resolve() / args.profile / path.stem, args.profile, given) for path in paths]
-        for _, folder, _ in lessons:
-            folder.mkdir(parents=True, exist_ok=True)
-            own_folder(folder)  # before anything of an earlier run is touched
-        for _, folder, _ in lessons:
-            for old in (*folder.glob("*.ipynb"), folder / "results.json"):
-                old.unlink(missing_ok=True)
-    except (ValueError, OSError) as error:
-        remedy = f"cannot write to {args.out} ({error}); choose another --out (OUT= with make)"
-        parser.error(remedy if isinstance(error, OSError) else str(error))
-    rows = [COLUMNS] + [run(*lesson, args) for lesson in lessons if not SIGNALS]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        print("  ".join(map(str.ljust, row, widths)).rstrip())
-    return 128 + SIGNALS[0] if SIGNALS else int(any(row[-1] != "complete" for row in rows[1:]))
+        lessons = []
+        for path in paths_of(args.nb):
+            folder = args.out.resolve() / args.profile / path.stem
+            lessons.append(lesson_to_run(path, folder, args.profile, parameters_of(args)))
+        take_folders(lessons)
+    except OSError as error:
+        parser.error(f"cannot write to {args.out} ({error}); choose another --out (OUT= with make)")
+    except ValueError as error:
+        parser.error(str(error))
+    rows = []
+    for lesson in lessons:
+        if not received_signals:
+            rows.append(run(lesson, args))
+    if rows:
+        print(aligned_table(rows))
+    if received_signals:
+        return 128 + received_signals[0]
+    return int(any(row["verdict"] != "complete" for row in rows))
 
 
 if __name__ == "__main__":

@@ -13,41 +13,54 @@ from unittest import mock
 
 from IPython.core.interactiveshell import InteractiveShell
 
-from tools import run_notebooks
+from tools import notebooks, run_notebooks
 
-LIBRARIES = (
-    "forked bitsandbytes datasets evaluate pandas peft scipy.sparse sklearn.dummy sklearn.feature_extraction.text "
-    "sklearn.linear_model sklearn.metrics sklearn.pipeline transformers.trainer transformers.trainer_seq2seq "
-    "trl.trainer.sft_trainer utils.plots utils.results"
-).split()
+LIBRARIES = [
+    "forked",
+    "bitsandbytes",
+    "datasets",
+    "evaluate",
+    "pandas",
+    "peft",
+    "scipy.sparse",
+    "sklearn.dummy",
+    "sklearn.feature_extraction.text",
+    "sklearn.linear_model",
+    "sklearn.metrics",
+    "sklearn.pipeline",
+    "transformers.trainer",
+    "transformers.trainer_seq2seq",
+    "trl.trainer.sft_trainer",
+    "utils.plots",
+    "utils.results",
+]
 context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(LIBRARIES)
 
 
-def run_all(path, parameters, log):
-    """Runs the code cells in order, as a kernel does; the process fails with the first that fails."""
+def run_all(lesson, log):
+    """Run the code cells in order, as a kernel does; the process fails with the first that fails."""
     with open(log, "wb") as file:
-        for number in (1, 2):  # standard output and standard error
-            os.dup2(file.fileno(), number)
+        os.dup2(file.fileno(), 1)  # standard output
+        os.dup2(file.fileno(), 2)  # standard error
     shell = InteractiveShell.instance()
-    for cell in run_notebooks.code_cells(path.read_bytes()):
-        if not shell.run_cell(cell["source"]).success:
-            sys.exit(f"{cell['place']} failed")
-        if "parameters" in cell["metadata"].get("tags", []):
-            shell.push(parameters)
+    for cell in notebooks.code_cells(notebooks.read(lesson.path)):
+        if not shell.run_cell(cell.source).success:
+            sys.exit(f"{cell.place} failed")
+        if "parameters" in cell.tags:
+            shell.push(lesson.parameters)
 
 
-def run(notebook, out, environment, given):
-    """Exit code, output, folder and results of a notebook, tiny, with the parameters `given`."""
-    path, folder, parameters = run_notebooks.check(notebook, out / "tiny" / notebook.stem, "tiny", given)
-    folder.mkdir(parents=True)
-    log = folder / "output.log"
-    process = context.Process(target=run_all, args=(path, parameters, log))
-    with mock.patch.dict(
-        os.environ, environment | run_notebooks.FIXED, clear=True
-    ):  # the server starts with the first run
+def run(path, out, environment, parameters):
+    """Exit code, output, folder and results of the notebook at a path, tiny, with these parameters."""
+    lesson = run_notebooks.lesson_to_run(path, out / "tiny" / path.stem, "tiny", parameters)
+    lesson.folder.mkdir(parents=True)
+    log = lesson.folder / "output.log"
+    process = context.Process(target=run_all, args=(lesson, log))
+    fixed = {**environment, **run_notebooks.FIXED}
+    with mock.patch.dict(os.environ, fixed, clear=True):  # the fork server starts with the first run
         process.start()
     process.join()
-    results = folder / "results.json"
-    record = json.loads(results.read_text()) if results.exists() else None
-    return SimpleNamespace(code=process.exitcode, text=log.read_text(), folder=folder, results=record)
+    file = lesson.folder / "results.json"
+    results = json.loads(file.read_text()) if file.exists() else None
+    return SimpleNamespace(code=process.exitcode, text=log.read_text(), folder=lesson.folder, results=results)

@@ -30,12 +30,9 @@ subprocess.Popen(['sleep', '600'])
 pathlib.Path(OUTPUT_DIR, 'pid').write_text(str(os.getpid()))
 time.sleep(600)"""
 MEMORY = "import resource\nresource.setrlimit(resource.RLIMIT_AS, (2**32, 2**32))\nx = bytearray(2**40)"
-# from here on papermill cannot write the notebook: /dev/full answers as a full disk does
-DISK = """import pathlib, time
-time.sleep(1)
-path = pathlib.Path(OUTPUT_DIR, 'lesson.partial.ipynb')
-path.unlink()
-path.symlink_to('/dev/full')"""
+# from here on the notebook cannot be saved: /dev/full answers as a full disk does
+DISK = """import pathlib
+pathlib.Path(OUTPUT_DIR, 'lesson.partial.new').symlink_to('/dev/full')"""
 COMPLETE = [
     f"import json, pathlib\npathlib.Path(OUTPUT_DIR, 'results.json').write_text(json.dumps({RESULTS}))",
     "import os\nprint(PROFILE, SEED, os.environ['HF_HUB_OFFLINE'])\nprint(repr(OVERRIDES))",
@@ -85,9 +82,9 @@ class Course:
     def start(self, *options):
         """Start the runner; return the process."""
         command = [sys.executable, "-m", "tools.run_notebooks", "--nb", "lesson.ipynb", "--out", "out", *options]
-        extra = self.folder / "tmp"  # a killed papermill leaves a small file of its kernel there
+        extra = self.folder / "tmp"
         extra.mkdir()
-        (extra / "rfc3987_syntax.py").write_text("raise ImportError")  # optional; saves papermill two seconds
+        (extra / "rfc3987_syntax.py").write_text("raise ImportError")  # optional; saves nbformat two seconds
         environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{extra}", "TMPDIR": str(extra)}
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         return subprocess.Popen(command, cwd=self.folder, env=environment, **pipes)
@@ -103,7 +100,7 @@ class Course:
         return process.returncode, out, err
 
     def family(self, process):
-        """Wait until the kernel hangs or the runner ends; return papermill, the kernel and what it started."""
+        """Wait until the kernel hangs or the runner ends; return its watcher, the kernel and what that started."""
         file = self.output / "pid"
         while not (file.exists() and file.read_text()):
             if process.poll() is not None:  # the time limit came first: the machine is very busy
@@ -147,13 +144,13 @@ def code_cells(path):
         ("time_limit", 1, ["--timeout of 8 s"]),
         ("cell_limit", 1, ["code cell 2 (6 Training)", "--cell-timeout of 8 s"]),
         ("memory", 1, ["code cell 2 (6 Training)", "MemoryError"]),
-        ("disk", 1, ["code cell 3 (6 Training)", "ended with 1: OSError: [Errno 28] No space left on device"]),
+        ("disk", 1, ["code cell 3 (6 Training)", "ended with OSError: [Errno 28] No space left on device"]),
         ("sigint", 130, ["code cell 2 (6 Training)", "SIGINT"]),
         ("sigterm", 143, ["code cell 2 (6 Training)", "SIGTERM"]),
         ("exception", 1, ["code cell 3 (6 Training)", "KeyError: 'no such label'"]),
         ("sys_exit", 1, ["code cell 2 (6 Training)", "SystemExit: 0"]),
-        ("os_exit", 1, ["code cell 2 (6 Training)", "138: the kernel died, often out of memory"]),
-        ("killed_at_the_end", 1, ["code cell 2 (6 Training)", "138: the kernel died"]),
+        ("os_exit", 1, ["code cell 2 (6 Training)", "was running when the kernel died, often out of memory"]),
+        ("killed_at_the_end", 1, ["code cell 2 (6 Training)", "the kernel died"]),
         ("no_sentinel", 1, ["code cell 3 (6 Training)", SENTINEL]),
         ("skipped_cell", 1, ["code cell 2 (6 Training)", "did not run"]),
     ],
@@ -190,14 +187,15 @@ def test_a_disk_that_is_nearly_full_is_named(tmp_path, monkeypatch, capsys):
     """Some libraries say something else then: torch.save speaks of an "unexpected pos"."""
     args = SimpleNamespace(profile="tiny", timeout=60, cell_timeout=60)
     monkeypatch.setattr(run_notebooks.shutil, "disk_usage", lambda folder: SimpleNamespace(free=3 * 2**20))
-    monkeypatch.setattr(run_notebooks, "watch", lambda *_: ("code cell 2 raised RuntimeError: unexpected pos", b""))
-    assert run_notebooks.run(tmp_path / "lesson.ipynb", tmp_path, {}, args)[-1] == "failed"
+    monkeypatch.setattr(run_notebooks, "execute", lambda *_: "code cell 2 raised RuntimeError: unexpected pos")
+    lesson = run_notebooks.Lesson(tmp_path / "lesson.ipynb", tmp_path, {})
+    assert run_notebooks.run(lesson, args)["verdict"] == "failed"
     assert "unexpected pos; 3 MiB are free on that disk, so delete something first." in capsys.readouterr().err
 
 
 def test_a_folder_in_use_is_left_alone(tmp_path):
     course = Course(tmp_path, END)
-    code = "import sys, time; from utils import checkpoints; session.own_folder(sys.argv[1])"
+    code = "import sys, time; from utils import session; session.own_folder(sys.argv[1])"
     command = [sys.executable, "-c", f"{code}; print('mine', flush=True); time.sleep(600)", str(course.output)]
     owner = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert owner.stdout.readline() == "mine\n"
