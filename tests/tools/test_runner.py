@@ -5,7 +5,6 @@ import concurrent.futures
 import json
 import os
 import re
-import runpy
 import signal
 import subprocess
 import sys
@@ -17,7 +16,7 @@ import nbformat
 import psutil
 import pytest
 
-from tools import run_notebooks
+from tools import render, run_notebooks
 from tools.run_notebooks import SENTINEL
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -226,8 +225,7 @@ def test_complete_run(runs):
 def test_rendered_copy(runs, tmp_path):
     """It is stamped and holds no trace of the machine."""
     course, *_ = runs["complete"].result()
-    script = runpy.run_path(str(ROOT / "tools" / "render.py"))
-    script["render"](course.final, course.folder / "out", tmp_path)
+    render.render(course.final, course.folder / "out", tmp_path)
     rendered = tmp_path / "lesson.ipynb"
     text, notebook = rendered.read_text(), nbformat.read(rendered, as_version=4)
     nbformat.validate(notebook)
