@@ -24,7 +24,7 @@ import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
-from tools.rehearse import __main__ as rehearse
+from tools import rehearse
 from utils import results
 from utils.planner import settings as planner_settings
 

@@ -16,7 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tools.rehearse import __main__ as rehearse
+from tools import rehearse
 from utils import results
 
 RECEIPT = rehearse.ROOT / "benchmarks" / "receipts" / "loss_bands.json"

@@ -151,7 +151,7 @@ CHECKPOINTING = {"per_device_train_batch_size": 4, "activation_checkpointing": T
 
 def script(name):
     """A script of benchmarks/, as a module."""
-    return importlib.import_module("tools.rehearse.__main__" if name == "rehearse" else f"benchmarks.{name}")
+    return importlib.import_module("tools.rehearse" if name == "rehearse" else f"benchmarks.{name}")
 
 
 @pytest.mark.parametrize(

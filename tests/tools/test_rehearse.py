@@ -1,7 +1,9 @@
 """Rehearsals: the whole path on a CPU with tiny shapes, and each promise: ids, lengths, hours, refusals, no traces."""
 
+import csv
 import itertools
 import json
+import math
 import signal
 import statistics
 import subprocess
@@ -17,14 +19,14 @@ import transformers
 from conftest import ROOT, refusal
 from safetensors import safe_open
 
-from benchmarks import measure_memory
-from tools.rehearse import __main__ as rehearse
+from tools.random_checkpoint import random_checkpoint
+from tools.rehearse import fake_hub, lesson, preparation, probe, projection, report, rows
 from utils import memory
 from utils.data import conversations
 from utils.planner import settings
 
 REAL = json.loads((ROOT / "data" / "models" / "full_size.json").read_text())
-BUILT = {kind for kind, (tiny, *_) in rehearse.KINDS.items() if (rehearse.MODELS / tiny).exists()}
+BUILT = {kind for kind, (tiny, *_) in fake_hub.KINDS.items() if (fake_hub.MODELS / tiny).exists()}
 LESSONS = {path.name[:2]: path for path in sorted((ROOT / "notebooks").glob("0[1-9]*.ipynb"))}
 SMALL = {  # the same architectures, small enough for seconds on a CPU; four layers, so that two are copies
     "bert": dict(hidden_size=64, num_hidden_layers=4, num_attention_heads=2, intermediate_size=128),
@@ -54,9 +56,9 @@ def needs_tokenizer(kind):
 def test_the_tokenizer_has_the_real_size_and_reads_as_the_tiny_one(model_id, tmp_path):
     shape = REAL[model_id]
     needs_tokenizer(shape["model_type"])
-    rehearse.write_tokenizer(shape, rehearse.snapshot(tmp_path, model_id))
+    fake_hub.write_tokenizer(shape, fake_hub.snapshot(tmp_path, model_id))
     made = transformers.AutoTokenizer.from_pretrained(model_id, cache_dir=tmp_path, local_files_only=True)
-    tiny = transformers.AutoTokenizer.from_pretrained(rehearse.MODELS / rehearse.KINDS[shape["model_type"]][0])
+    tiny = transformers.AutoTokenizer.from_pretrained(fake_hub.MODELS / fake_hub.KINDS[shape["model_type"]][0])
     assert len(made) == shape["vocab_size"] > len(tiny)
     assert type(made) is type(tiny)
     text = "Please open the left window, and say 12 [unk] things.\n\nAnswer: no!"
@@ -69,18 +71,18 @@ def test_the_tokenizer_has_the_real_size_and_reads_as_the_tiny_one(model_id, tmp
 
 
 def test_a_vocabulary_smaller_than_the_tiny_one_is_refused(tmp_path):
-    folder = rehearse.snapshot(tmp_path, "a/b")
+    folder = fake_hub.snapshot(tmp_path, "a/b")
     assert "more than the real 50" in refusal(
-        rehearse.write_tokenizer, {"model_type": "bert", "vocab_size": 50}, folder
+        fake_hub.write_tokenizer, {"model_type": "bert", "vocab_size": 50}, folder
     )
 
 
-@pytest.mark.parametrize("kind", rehearse.KINDS)
+@pytest.mark.parametrize("kind", fake_hub.KINDS)
 def test_a_random_checkpoint_holds_what_save_pretrained_would(kind, tmp_path):
     shape = next(shape for shape in SMALL.values() if shape["model_type"] == kind)
-    auto = getattr(transformers, rehearse.KINDS[kind][1])
+    auto = getattr(transformers, fake_hub.KINDS[kind][1])
     config = transformers.AutoConfig.for_model(**shape, pad_token_id=0)
-    measure_memory.random_checkpoint(auto, config, tmp_path / "made", "cpu")
+    random_checkpoint(auto, config, tmp_path / "made", "cpu")
     auto.from_config(config, dtype=torch.bfloat16).save_pretrained(tmp_path / "saved")
 
     def tensors(folder):
@@ -101,22 +103,27 @@ def test_a_random_checkpoint_holds_what_save_pretrained_would(kind, tmp_path):
 # ---- rows
 
 
-def lengths_of(kind, rows, tokenizer):
-    texts = {
-        "text": [row.get("text") for row in rows],
-        "summary": [row.get("summary") for row in rows],
-        "question": [row["conversations"][0] for row in rows if "conversations" in row],
-        "answer": [row["conversations"][1] for row in rows if "conversations" in row],
-    }[kind]
-    return [len(ids) / rehearse.TOKENS_A_WORD for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+def lengths_of(kind, examples, tokenizer):
+    """Words of the texts of a kind, as far as tokens tell."""
+    if kind in ("text", "summary"):
+        texts = [row[kind] for row in examples]
+    else:
+        turn = {"question": 0, "answer": 1}[kind]
+        texts = [row["conversations"][turn] for row in examples]
+    return [len(ids) / rows.TOKENS_A_WORD for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
 
 
 def off(kind, words):
     """What is wrong with the lengths of a kind of text, in words of the real set; "" if nothing is."""
     mean, spread = {"text": (1800, 0.5), "summary": (200, 0.5), "question": (100, 0.6), "answer": (450, 0.485)}[kind]
-    logs = statistics.stdev(map(rehearse.math.log, words))
-    faults = [f"mean {statistics.mean(words):.0f}"] * (abs(statistics.mean(words) / mean - 1) > 0.12)
-    return " ".join(faults + [f"spread {logs:.2f}"] * (abs(logs - spread) > 0.12))
+    measured_mean = statistics.mean(words)
+    measured_spread = statistics.stdev(math.log(count) for count in words)
+    faults = []
+    if abs(measured_mean / mean - 1) > 0.12:
+        faults.append(f"mean {measured_mean:.0f}")
+    if abs(measured_spread - spread) > 0.12:
+        faults.append(f"spread {measured_spread:.2f}")
+    return " ".join(faults)
 
 
 @pytest.mark.parametrize(
@@ -129,44 +136,45 @@ def off(kind, words):
 def test_rows_have_columns_and_lengths_of_the_real_set(dataset_id, tiny, toy, columns, tmp_path):
     from datasets import load_dataset
 
-    tokenizer = transformers.AutoTokenizer.from_pretrained(rehearse.MODELS / tiny)
-    make, *_ = rehearse.DATA[dataset_id]
-    rows, inputs, lengths, _ = make(tokenizer)
-    for kind in lengths:
-        assert not off(kind, lengths_of(kind, rows["train"][:500], tokenizer)), kind
-        assert off(kind, lengths_of(kind, rehearse.read_rows(toy, "train"), tokenizer)), "the toy rows would not do"
-    assert len(inputs) >= len(rows["train"])
+    tokenizer = transformers.AutoTokenizer.from_pretrained(fake_hub.MODELS / tiny)
+    made = rows.DATA[dataset_id].make(tokenizer)
+    train = made.files["train"]
+    for kind in made.lengths:
+        assert not off(kind, lengths_of(kind, train[:500], tokenizer)), kind
+        assert off(kind, lengths_of(kind, rows.read_rows(toy, "train"), tokenizer)), "the toy rows would not do"
+    assert len(made.inputs) >= len(train)
     run = SimpleNamespace(dataset_id=dataset_id, max_length=300, max_target_length=100)
-    found = rehearse.write_rows(run, tokenizer, tmp_path / "rows")
-    assert found["overrides"]["dataset_id"] == str(tmp_path / "rows")
-    assert (found["longest"], 250 < found["mean"] <= 300) == (300, True)
+    known = rows.write_rows(run, tokenizer, tmp_path / "rows")
+    assert known["overrides"]["dataset_id"] == str(tmp_path / "rows")
+    assert known["longest"] == 300
+    assert 250 < known["mean"] <= 300
     source = conversations.source(tmp_path / "rows", columns, unanswered=("test",))
     loaded = load_dataset(**source, cache_dir=str(tmp_path / "cache"))
     conversations.check(loaded, columns, unanswered=("test",))
-    assert loaded["train"][columns[0]][:] == [row[columns[0]] for row in rows["train"]], "seeded"
+    assert loaded["train"][columns[0]][:] == [row[columns[0]] for row in train], "seeded"
 
 
 def test_comparisons_are_those_of_the_arena_in_columns_and_lengths(tmp_path):
-    tokenizer = transformers.AutoTokenizer.from_pretrained(rehearse.MODELS / "tiny-opt")
-    files, inputs, _, _ = rehearse.comparisons(tokenizer)
-    rehearse.write_file(tmp_path / "train.csv", files["train.csv"])
+    tokenizer = transformers.AutoTokenizer.from_pretrained(fake_hub.MODELS / "tiny-opt")
+    made = rows.comparisons(tokenizer)
+    rows.write_file(tmp_path / "train.csv", made.files["train.csv"])
     with (tmp_path / "train.csv").open(encoding="utf-8", newline="") as file:
-        rows = list(rehearse.csv.DictReader(file))
+        table = list(csv.DictReader(file))
     with (ROOT / "data" / "toy_preference" / "train.csv").open(encoding="utf-8", newline="") as file:
-        assert list(rows[0]) == next(rehearse.csv.reader(file))
-    talks = [[json.loads(row[name]) for name in ("prompt", "response_a", "response_b")] for row in rows[:500]]
+        assert list(table[0]) == next(csv.reader(file))
+    talks = [[json.loads(row[name]) for name in ("prompt", "response_a", "response_b")] for row in table[:500]]
     assert all(len({*map(len, talk)}) == 1 for talk in talks), "as many answers as questions"
     texts = [" ".join(sum(talk, [])) for talk in talks]
     tokens = [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
-    assert statistics.mean(tokens) == pytest.approx(statistics.mean(inputs[:500]), rel=0.05)
+    assert statistics.mean(tokens) == pytest.approx(statistics.mean(made.inputs[:500]), rel=0.05)
     assert 560 < statistics.median(tokens) < 760
     assert 0.86 < statistics.mean(count < 2048 for count in tokens) < 0.97
-    assert {sum(int(row[name]) for name in rehearse.WINNERS) for row in rows} == {1}
+    assert {sum(int(row[name]) for name in rows.WINNERS) for row in table} == {1}
 
 
 def test_unknown_data_and_models_are_named(tmp_path):
     run = SimpleNamespace(dataset_id="somebody/something", max_length=8)
-    assert "somebody/something" in refusal(rehearse.write_rows, run, None, tmp_path)
+    assert "somebody/something" in refusal(rows.write_rows, run, None, tmp_path)
 
 
 # ---- overrides and plans
@@ -176,19 +184,19 @@ def test_unknown_data_and_models_are_named(tmp_path):
 @pytest.mark.parametrize("profile", ["colab", "full"])
 def test_only_counts_are_cut_and_the_plan_is_that_of_the_notebook(nb, profile):
     path = LESSONS[nb]
-    run = rehearse.profile_of(path, profile, {})
-    cut = rehearse.cuts(run, 16)
+    run = lesson.profile_of(path, profile, {})
+    cut = lesson.cuts(run, 16)
     counts = "max_steps eval_steps logging_steps eval_rows unquantized_rows compare_rows compare_steps compare_seeds"
     assert set(cut) <= set(counts.split())
     assert all(value <= getattr(run, name) or getattr(run, name) < 0 for name, value in cut.items())
     assert cut["max_steps"] == 16
-    assert vars(rehearse.profile_of(path, profile, cut)) == vars(run) | cut, "the notebook accepts them"
-    rows = {"longest": run.max_length, "target": getattr(run, "max_target_length", 0), "classes": 5}
-    planned = rehearse.plan_of(path, run, rows)
+    assert vars(lesson.profile_of(path, profile, cut)) == vars(run) | cut, "the notebook accepts them"
+    lengths = {"longest": run.max_length, "target": getattr(run, "max_target_length", 0), "classes": 5}
+    planned = lesson.plan_of(path, run, lengths)
     run.per_device_train_batch_size *= 16
     if hasattr(run, "tokens_at_once"):
         run.tokens_at_once *= 16
-    larger = rehearse.plan_of(path, run, rows)
+    larger = lesson.plan_of(path, run, lengths)
     assert larger["total"] > 1.5 * planned["total"]
     assert larger["weights"] == planned["weights"] > 0.1 * memory.GIB
     assert bool(planned["adapters"]) == (nb != "01")
@@ -196,8 +204,6 @@ def test_only_counts_are_cut_and_the_plan_is_that_of_the_notebook(nb, profile):
 
 class Plan(dict):
     """A plan that needs so many GiB on the card, and of which so many rows at once would fit."""
-
-    settings = {"length": 100}
 
     def __init__(self, gib, fitting=3):
         super().__init__(total=(gib * memory.GIB - settings.CONTEXT) / (1 + settings.SLACK))
@@ -227,12 +233,17 @@ SHARED = CARD | {"others": 4 * memory.GIB, "has": 12 * memory.GIB}
     ids=["disk", "more than the card", "memory", "by tokens", "not one row", "shared", "fits", "anyway", "no card"],
 )
 def test_what_does_not_fit_is_refused(card, needs, given, free, of_run, parts):
-    args = SimpleNamespace(**{"gpu_memory": 0, "anyway": False, "nb": "03", "profile": "full"} | given)
-    check = (rehearse.refuse_what_does_not_fit, args, card, needs, 10e9, free, SimpleNamespace(**of_run))
+    options = {"gpu_memory": 0, "anyway": False, "nb": "03", "profile": "full", **given}
+    args = SimpleNamespace(**options)
+
+    def check():
+        preparation.refuse_full_disk(args, 10e9, free)
+        preparation.refuse_small_card(args, card, needs, SimpleNamespace(**of_run), length=100)
+
     if not parts:
-        check[0](*check[1:])
+        check()
     else:
-        message = refusal(*check)
+        message = refusal(check)
         assert all(part in message for part in parts), message
 
 
@@ -242,7 +253,7 @@ def test_the_disk_holds_weights_checkpoints_and_whole_models(tmp_path):
     def need(*lines, **changes):
         cell = {"cell_type": "code", "source": list(lines), "metadata": {}}
         path.write_text(json.dumps({"cells": [cell]}))
-        return rehearse.disk_need(path, {"a/b": 10**9, "c/d": 10**8}, planned | changes) - 2 * (10**9 + 10**8)
+        return preparation.disk_need(path, {"a/b": 10**9, "c/d": 10**8}, planned | changes) - 2 * (10**9 + 10**8)
 
     assert need("trainer.save_model(folder)", "tokenizer.save_pretrained(folder)") == 4 * 3e8 + 3e9
     assert need("merged.save_pretrained(folder)") == 4 * 3e8 + 4e9 + 3e9
@@ -264,7 +275,7 @@ def test_the_whole_run_is_projected_from_its_parts():
     run = SimpleNamespace(train_rows=989, eval_rows=248, per_device_train_batch_size=4, gradient_accumulation_steps=2)
     vars(run).update(max_steps=-1, num_train_epochs=4, eval_steps=100, compare_steps=20)
     cut = {"eval_rows": 8, "compare_steps": 5}
-    found, steps = rehearse.project(run, cut, {"train": 18949, "test": 3269}, record, lengths=0.5)
+    found, steps = projection.project(run, cut, {"train": 18949, "test": 3269}, record, lengths=0.5)
     assert steps == 4 * 124  # 989 rows are 248 batches of 4, and 124 steps of two batches
     assert found == {
         "steps": 496 * 2.0 * 0.5,
@@ -276,19 +287,19 @@ def test_the_whole_run_is_projected_from_its_parts():
         "the rest": 65.0 - 7.0 - 30.0 - 12.0,
     }
     run.max_steps = -1
-    assert rehearse.project(run, cut, {"train": 18949, "test": 3269}, record, copies=2)[1] == 4 * 248
+    assert projection.project(run, cut, {"train": 18949, "test": 3269}, record, copies=2)[1] == 4 * 248
     run.max_steps = 50
-    assert rehearse.project(run, cut, {"train": 18949, "test": 3269}, record)[0]["steps"] == 100.0
+    assert projection.project(run, cut, {"train": 18949, "test": 3269}, record)[0]["steps"] == 100.0
     training["ends"] = ends(9.0, 1.0, 1.0, 1.5, 1.5, 4.0, 1.5, 1.4, 1.5)  # the first three are warm-up
     training["undisturbed"] = [True] * 7 + [False, True]
-    assert rehearse.step_seconds(training) == pytest.approx(6 / 4)
-    found, _ = rehearse.project(run, cut, {"train": 18949, "test": 3269}, record)
+    assert projection.step_times(training).mean == pytest.approx(6 / 4)
+    found, _ = projection.project(run, cut, {"train": 18949, "test": 3269}, record)
     assert (found["steps"], found["compilation"]) == (pytest.approx(50 * 1.5), pytest.approx(2.5 + 3))
 
 
 def test_splits_are_counted_as_the_lessons_cut_them():
-    assert rehearse.split_sizes(SimpleNamespace(), {"train": 1030}) == {"train": 741, "test": 206, "validation": 83}
-    folds = rehearse.split_sizes(SimpleNamespace(n_folds=20), {"train": 2000})
+    assert projection.split_sizes(SimpleNamespace(), {"train": 1030}) == {"train": 741, "test": 206, "validation": 83}
+    folds = projection.split_sizes(SimpleNamespace(n_folds=20), {"train": 2000})
     assert folds == {"train": 1805, "test": 100, "validation": 95}
 
 
@@ -314,7 +325,7 @@ def test_the_probe_caps_the_card_and_sees_peaks_before_they_are_reset(monkeypatc
     for name in ("transformers.trainer", "transformers.generation.utils"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=card))
-    exec((ROOT / "tools" / "rehearse" / "probe.py").read_text(), {"get_ipython": lambda: shell})
+    probe.watch(shell)
     hooks["pre_run_cell"](None)
     assert calls == [0.25]
     peak["allocated"] = 7
@@ -337,7 +348,7 @@ def sizes(tmp_path_factory):
 
 @pytest.fixture
 def start(offline, tmp_path):
-    """A function that starts rehearse.py where nothing is installed but packages: other folder, own TMPDIR."""
+    """A function that starts a rehearsal from another folder, with a TMPDIR and a cache of the hub of its own."""
     place = tmp_path / "tmp"
     place.mkdir()
     reader = {"TMPDIR": str(place), "HF_HUB_CACHE": str(tmp_path / "own"), "HF_HOME": str(tmp_path / "own")}
@@ -347,7 +358,7 @@ def start(offline, tmp_path):
         process = subprocess.Popen(
             command,
             cwd=tmp_path,
-            env={**offline, "PYTHONPATH": str(ROOT / "tests" / "no_network")} | reader,
+            env={**offline, **reader},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -427,7 +438,7 @@ def test_sigterm_ends_the_lesson_with_all_its_processes(start, sizes, tmp_path):
         if "code cell 4" in line:
             break
     assert "code cell 4" in lines[-1], "".join(lines)
-    assert len(assert_stopped(process, signal.SIGTERM)) >= 3, "the runner, papermill and the kernel"
+    assert len(assert_stopped(process, signal.SIGTERM)) >= 3, "the runner, its watcher and the kernel"
 
 
 def test_sigint_ends_the_preparation(start, sizes):
@@ -492,14 +503,14 @@ def test_the_course_arm_of_a_benchmark_runs_the_lesson_up_to_its_training(sizes,
     ],
 )
 def test_what_was_repeated_for_lack_of_memory_is_reported(said, shown, tmp_path, capsys):
-    path = rehearse.lesson_of("03")
+    path = lesson.lesson_of("03")
     folder = tmp_path / "out" / "full" / path.stem
     folder.mkdir(parents=True)
     output = {"output_type": "stream", "name": "stdout", "text": [said]}
-    cell = {"cell_type": "code", "source": [], "metadata": {}, "execution_count": 1, "outputs": [output]}
+    cell = {"cell_type": "code", "source": ["x"], "metadata": {}, "execution_count": 1, "outputs": [output]}
     (folder / path.name).write_text(json.dumps({"cells": [cell]}))
     args = SimpleNamespace(profile="full", overrides={}, gpu_memory=24)
     ready = {"cut": {}, "rows": {}, "planned": {"total": 2**30}}
-    found = rehearse.report(args, path, SimpleNamespace(), ready, tmp_path)
-    assert ("halved" in found) == bool(shown)
+    summary = report.report(args, SimpleNamespace(), ready, report.Measured(tmp_path))
+    assert ("halved" in summary) == bool(shown)
     assert (f"Tight: in code cell 1 (start), {shown}" in capsys.readouterr().out) == bool(shown)
