@@ -13,7 +13,7 @@ import tempfile
 from datetime import date
 from pathlib import Path
 
-from utils.results import put_into_page
+from tools.tables import put_into_page
 
 ROOT = Path(__file__).resolve().parents[1]
 HERE = ROOT / "notebooks" / "rendered"

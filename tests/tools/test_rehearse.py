@@ -17,7 +17,7 @@ import transformers
 from conftest import ROOT, refusal
 from safetensors import safe_open
 
-from benchmarks import measure_memory
+from tools.random_checkpoint import random_checkpoint
 from tools.rehearse import __main__ as rehearse
 from utils import memory
 from utils.data import conversations
@@ -80,7 +80,7 @@ def test_a_random_checkpoint_holds_what_save_pretrained_would(kind, tmp_path):
     shape = next(shape for shape in SMALL.values() if shape["model_type"] == kind)
     auto = getattr(transformers, rehearse.KINDS[kind][1])
     config = transformers.AutoConfig.for_model(**shape, pad_token_id=0)
-    measure_memory.random_checkpoint(auto, config, tmp_path / "made", "cpu")
+    random_checkpoint(auto, config, tmp_path / "made", "cpu")
     auto.from_config(config, dtype=torch.bfloat16).save_pretrained(tmp_path / "saved")
 
     def tensors(folder):

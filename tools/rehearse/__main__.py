@@ -199,7 +199,8 @@ def parameters(shape):
 def write_weights(shape, folder):
     """Random weights of a shape, and config.json as the real checkpoint has it."""
     import torch
-    from measure_memory import random_checkpoint
+
+    from tools.random_checkpoint import random_checkpoint
 
     config, kind = configuration(shape)
     random_checkpoint(kind, config, folder, "cuda" if torch.cuda.is_available() else "cpu")
