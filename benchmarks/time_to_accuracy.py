@@ -16,90 +16,138 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.loss_bands import PADDED, Done, train
-from utils import paths, results, session
+from benchmarks.lesson_training import TrainingDone, pad_all_rows, train
+from tools.tables import markdown_table, put_into_page
+from utils import paths, session
 
 RECEIPT = paths.ROOT / "benchmarks" / "receipts" / "time_to_accuracy.json"
 SEEDS = (0, 1, 2)
-BATCH, EPOCHS, RATE = 8, 10, 3e-4 * (8 / 16) ** 0.5
+WAYS = ("published", "course")
+
+# the published recipe, with the rate of the tiny profile (3e-4 for batches of 16) by the square root of the batch size
+BATCH_SIZE = 8
+EPOCHS = 10
+LEARNING_RATE = 3e-4 * (8 / 16) ** 0.5
+POSITIONS = 128
+
+
+def published_overrides():
+    """The settings of lesson 01 that make its training the published one."""
+    train_file = paths.ROOT / "data" / "driver_intent" / "train.jsonl"
+    rows = len(train_file.read_text("utf-8").splitlines())
+    return {
+        "per_device_train_batch_size": BATCH_SIZE,
+        "max_steps": EPOCHS * rows // BATCH_SIZE,
+        "eval_steps": rows // BATCH_SIZE,
+        "learning_rate": LEARNING_RATE,
+    }
 
 
 def curve(way, seed, folder):
-    """[seconds since the training began, steps, validation accuracy] of each evaluation."""
+    """[seconds since the training began, steps, validation accuracy] of each evaluation of a training."""
     from transformers import TrainerCallback
 
-    found = []
+    evaluations = []
 
-    class Watch(TrainerCallback):
+    class NoteEvaluations(TrainerCallback):
         def on_train_begin(self, args, state, control, **kwargs):
             self.begin = time.perf_counter()
 
         def on_evaluate(self, args, state, control, metrics, **kwargs):
-            found.append([time.perf_counter() - self.begin, state.global_step, metrics["eval_accuracy"]])
+            seconds = time.perf_counter() - self.begin
+            evaluations.append([seconds, state.global_step, metrics["eval_accuracy"]])
 
         def on_train_end(self, args, state, control, **kwargs):
-            raise Done
+            raise TrainingDone
 
-    rows = len((paths.ROOT / "data" / "driver_intent" / "train.jsonl").read_text("utf-8").splitlines())
-    published = dict(per_device_train_batch_size=BATCH, max_steps=EPOCHS * rows // BATCH, eval_steps=rows // BATCH)
-    published |= dict(learning_rate=RATE)
-    overrides, before = (published, PADDED.format(128)) if way == "published" else ({}, "")
-    train("01", dict(PROFILE="tiny", SEED=seed, OVERRIDES=overrides, OUTPUT_DIR=str(folder / "out")), before, Watch)
-    return found
+    overrides = {}
+    if way == "published":
+        overrides = published_overrides()
+
+    def change(names):
+        if way == "published":
+            pad_all_rows(names, POSITIONS)
+
+    parameters = {"PROFILE": "tiny", "SEED": seed, "OVERRIDES": overrides, "OUTPUT_DIR": str(folder / "out")}
+    train("01", parameters, change, NoteEvaluations)
+    return evaluations
 
 
 def compare(published, course):
-    """One row of the table: the published recipe's end, and when the course first was as right; None if never."""
-    seconds, steps, wanted = published[-1]
-    first = next((at for at in course if at[2] >= wanted), [None] * 3)
-    found = {"accuracy": wanted, "published_seconds": seconds, "published_steps": steps}
-    return found | {"seconds": first[0], "steps": first[1], "reached": first[2]}
+    """The published recipe's end, and when the course first was as right, from the curves of both.
+
+    accuracy, published_seconds, published_steps: of the published recipe's last evaluation. seconds, steps, reached:
+    of the course's first evaluation with at least that accuracy; None if there is none.
+    """
+    published_seconds, published_steps, accuracy = published[-1]
+    seconds, steps, reached = None, None, None
+    for evaluation in course:
+        if evaluation[2] >= accuracy:
+            seconds, steps, reached = evaluation
+            break
+    return {
+        "accuracy": accuracy,
+        "published_seconds": published_seconds,
+        "published_steps": published_steps,
+        "seconds": seconds,
+        "steps": steps,
+        "reached": reached,
+    }
 
 
 def table(record):
     """The table of docs/faster-not-different.md."""
-    head = "| seed | published: steps | s | validation accuracy | course: steps to as much | s | times faster |"
-    lines = [head, "|---|---|---|---|---|---|---|"]
-    for seed, curves in enumerate(zip(record["published"], record["course"], strict=True)):
-        r = compare(*curves)
-        ours = ["never", "", ""]
-        if r["seconds"]:
-            ours = [str(r["steps"]), f"{r['seconds']:.1f}", f"{r['published_seconds'] / r['seconds']:.1f}"]
-        theirs = [str(r["published_steps"]), f"{r['published_seconds']:.0f}", f"{r['accuracy']:.3f}"]
-        lines.append(f"| {' | '.join([str(seed), *theirs, *ours])} |")
-    return "\n".join(lines)
+    rows = []
+    for seed, (published, course) in enumerate(zip(record["published"], record["course"], strict=True)):
+        comparison = compare(published, course)
+        row = {
+            "seed": seed,
+            "published: steps": comparison["published_steps"],
+            "published: s": f"{comparison['published_seconds']:.0f}",
+            "validation accuracy": f"{comparison['accuracy']:.3f}",
+            "course: steps to as much": "never",
+            "course: s": "",
+            "times faster": "",
+        }
+        if comparison["seconds"]:
+            row["course: steps to as much"] = comparison["steps"]
+            row["course: s"] = f"{comparison['seconds']:.1f}"
+            row["times faster"] = f"{comparison['published_seconds'] / comparison['seconds']:.1f}"
+        rows.append(row)
+    return markdown_table(rows)
+
+
+def curve_in_a_child(way, seed):
+    """`curve` in a process of its own: nothing of another training is left in it."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "curve.json"
+        command = [sys.executable, "-m", "benchmarks.time_to_accuracy", "--keep", str(path)]
+        command += ["--child", way, str(seed)]
+        subprocess.run(command, cwd=paths.ROOT, check=True, stdout=subprocess.DEVNULL)
+        return json.loads(path.read_text("utf-8"))
 
 
 def main():
+    """Measures both ways for each seed, and writes receipt and table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--keep", type=Path, default=RECEIPT)
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.child:
+    options = parser.parse_args()
+    if options.child:
+        way, seed = options.child
         with tempfile.TemporaryDirectory() as folder:
-            args.keep.write_text(json.dumps(curve(args.child[0], int(args.child[1]), Path(folder))))
+            options.keep.write_text(json.dumps(curve(way, int(seed), Path(folder))), encoding="utf-8")
         return
-    record = {"published": [], "course": []}
+
+    record = {way: [] for way in WAYS}
     for seed in SEEDS:
-        for way, found in record.items():
-            with tempfile.TemporaryDirectory() as folder:
-                path = Path(folder) / "curve.json"
-                again = [
-                    sys.executable,
-                    "-m",
-                    "benchmarks.time_to_accuracy",
-                    "--keep",
-                    str(path),
-                    "--child",
-                    way,
-                    str(seed),
-                ]
-                subprocess.run(again, cwd=paths.ROOT, check=True, stdout=subprocess.DEVNULL)
-                found.append(json.loads(path.read_text("utf-8")))
+        for way in WAYS:
+            record[way].append(curve_in_a_child(way, seed))
         print(compare(record["published"][-1], record["course"][-1]), flush=True)
-    args.keep.write_text(json.dumps(record | session.facts()) + "\n", "utf-8")
-    if args.keep == RECEIPT:
-        results.put_into_page("docs/faster-not-different.md", "time", table(record))
+    record.update(session.facts())
+    options.keep.write_text(json.dumps(record) + "\n", "utf-8")
+    if options.keep == RECEIPT:
+        put_into_page("docs/faster-not-different.md", "time", table(record))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 from pathlib import Path
 
 from utils import memory, meter, paths, session
@@ -42,22 +41,6 @@ def benchmarks(lesson):
 def card(record):
     """The name of the card that a receipt is of, without its memory."""
     return record["device"].removeprefix("NVIDIA ").split(",")[0]
-
-
-def put_into_page(page, mark, table):
-    """Puts a table between the comments `<!-- mark:begin … -->` and `<!-- mark:end … -->` of a page.
-
-    page: its path relative to the repository's root, such as "docs/benchmarks.md". Links in the table are relative to
-    the page. Raises ValueError if the page does not hold both comments exactly once.
-    """
-    path = paths.ROOT / page
-    between = re.compile(rf"(<!-- {mark}:begin.*?-->\n).*?(<!-- {mark}:end)", re.DOTALL)
-    text, replaced = between.subn(lambda match: match[1] + table + "\n" + match[2], path.read_text("utf-8"))
-    if replaced != 1:
-        raise ValueError(
-            f"{page}: the comments <!-- {mark}:begin … --> and <!-- {mark}:end … --> must stand there once"
-        )
-    path.write_text(text, "utf-8")
 
 
 def write(folder, **values):

@@ -5,18 +5,17 @@ from conftest import ROOT
 
 from benchmarks import published_numbers
 
-ROWS = published_numbers.rows()
+NUMBERS = published_numbers.numbers()
 DIFFERENT = "BERT-large + LoRA r = 12: trainable"
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: row[0])
-def test_the_number_is_the_published_one(row):
-    what, published, here, why = row
-    if what == DIFFERENT:
-        assert published - here == 5 * 1024 + 5, "the head of five classes, weight and bias"
-        assert "5,125" in why
+@pytest.mark.parametrize("number", NUMBERS, ids=lambda number: number.what)
+def test_the_number_is_the_published_one(number):
+    if number.what == DIFFERENT:
+        assert number.published - number.here == 5 * 1024 + 5, "the head of five classes, weight and bias"
+        assert "5,125" in number.why
     else:
-        assert here == published
+        assert number.here == number.published
 
 
 def test_an_old_peft_trained_the_head_twice():
@@ -37,12 +36,10 @@ def test_most_of_the_published_t5_is_wo_in_float32():
     assert published_numbers.t5_in_nf4(wo_too=True) < 1.55e9
 
 
-def test_all_published_rows_are_there_and_a_wrong_size_would_show():
-    assert len(ROWS) == 13
-    assert len({row[1] for row in ROWS}) == 13
-    smaller = published_numbers.build("facebook/opt-1.3b", published_numbers.transformers.AutoModelForCausalLM)
-    lora = published_numbers.LoraConfig(r=15)
-    assert published_numbers.counts(published_numbers.get_peft_model(smaller, lora))[0] != 3_145_728
+def test_all_published_numbers_are_there_and_a_wrong_size_would_show():
+    assert len(NUMBERS) == 13
+    assert len({number.published for number in NUMBERS}) == 13
+    assert published_numbers.opt_lora(rank=15)[0] != 3_145_728
 
 
 def test_the_table_of_the_page_is_computed():

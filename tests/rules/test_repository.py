@@ -1,19 +1,15 @@
 """What a stranger meets first: commands, versions, links, and no trace of the machine it was made on."""
 
-import importlib
 import json
 import re
 import subprocess
-import sys
 
-import matplotlib
 import pytest
 import yaml
 from conftest import ROOT, notebooks
 from packaging.requirements import Requirement
 
-from utils import results
-from utils.speed import flash
+from benchmarks import receipts
 
 TRACKED = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.split("\n")[:-1]
 LESSONS = [path for path in notebooks("[0-9]*.ipynb") if path.parent.name == "notebooks"]
@@ -106,19 +102,12 @@ def test_a_file_that_no_readme_names_is_found(tmp_path):
     assert names_missing_from_their_readme(tmp_path) == ["inner/unnamed.py"]
 
 
-def test_a_table_goes_between_its_marks_only():
-    with pytest.raises(ValueError, match="docs/index.md: the comments <!-- nowhere:begin"):
-        results.put_into_page("docs/index.md", "nowhere", "| a |")
-
-
 def cards_of_the_receipts(profile, smallest=False):
     """{lesson: GB of the card that it needs}: of a profile as it stands, or with the overrides that need least."""
-    bench = script("bench")
     sizes = {}
-    for _, record in bench.whole_lessons():
-        is_changed = bool(bench.settings_of(record["metrics"]["rehearsal"]))
-        if record["profile"] == profile and (smallest or not is_changed):
-            sizes.setdefault(record["lesson"][:2], []).append(bench.needed(record))
+    for lesson in receipts.read_whole_lessons():
+        if lesson.profile == profile and (smallest or not lesson.changes):
+            sizes.setdefault(lesson.lesson, []).append(lesson.needed_gb)
     return {lesson: min(of_lesson) for lesson, of_lesson in sizes.items()}
 
 
@@ -142,163 +131,6 @@ def test_the_results_of_the_readme_are_those_of_the_rendered_copies():
         row = next(line for line in table.splitlines() if line.startswith(f"| {path.stem[:2]} "))
         assert len(numbers) == 3
         assert re.findall(r"\d\.\d{3}", row) == numbers
-
-
-EAGER = {"attn_implementation": "eager"}
-FLASH = {"attn_implementation": flash.FLASH, "tokens_at_once": 11_264}  # as the profile is where it runs
-CHECKPOINTING = {"per_device_train_batch_size": 4, "activation_checkpointing": True, "target_modules": []}
-
-
-def script(name):
-    """A script of benchmarks/, as a module."""
-    return importlib.import_module("tools.rehearse" if name == "rehearse" else f"benchmarks.{name}")
-
-
-@pytest.mark.parametrize(
-    "receipt", sorted((ROOT / "benchmarks" / "receipts").glob("[0-9]*.json")), ids=lambda path: path.stem
-)
-def test_a_rehearsed_lesson_ran_whole_on_its_card_as_planned(receipt):
-    record = json.loads(receipt.read_text())
-    found = record["metrics"]["rehearsal"]
-    assert found["complete"]
-    assert found["highest_reserved_bytes"] < (found["capped_gb"] * 1e9 if found["capped_gb"] else 79.2 * 2**30)
-    assert abs(record["planned_peak_bytes"] / record["measured_peak_bytes"] - 1) < 0.15
-
-
-def test_the_table_of_rehearsals_is_that_of_their_receipts(monkeypatch, tmp_path):
-    bench = script("bench")
-    page, made = (ROOT / "docs" / "which-card.md").read_text(), bench.rehearsals()
-    assert made in page
-    assert bench.cards() in page
-    assert len(made.splitlines()) > 6
-    for path in bench.RECEIPTS.parent.glob("[0-9]*.json"):
-        record = json.loads(path.read_text())
-        record["measured_peak_bytes"] *= 2
-        record["metrics"]["rehearsal"] |= {"capped_gb": 11}
-        (tmp_path / path.name).write_text(json.dumps(record))
-    monkeypatch.setattr(bench, "RECEIPTS", tmp_path / "bench")
-    assert bench.rehearsals() not in page, "other numbers are another table"
-    assert bench.cards() not in page
-
-
-@pytest.mark.parametrize(
-    ("lesson", "overrides", "receipt", "key"),
-    [
-        ("03", CHECKPOINTING, "03_checkpointing_h100.json", "measured_peak_bytes"),
-        *((lesson, {}, f"bench/{lesson}_course.json", "peak_allocated_bytes") for lesson in ("03", "04")),
-        ("03", {"per_device_train_batch_size": 4}, "03_batch_4_24gb_h200.json", "measured_peak_bytes"),
-        ("04", {"per_device_train_batch_size": 4}, "04_batch_4_16gb_h200.json", "measured_peak_bytes"),
-        ("05", EAGER | {"activation_checkpointing": True}, "05_checkpointing_16gb_h200.json", "measured_peak_bytes"),
-        ("05", FLASH, "bench/05_course.json", "peak_allocated_bytes"),
-        ("05", FLASH, "05_full_flash_h100.json", "measured_peak_bytes"),
-        ("05", EAGER, "05_full_h100.json", "measured_peak_bytes"),
-    ],
-)
-def test_a_lesson_plans_today_what_a_gpu_took(lesson, overrides, receipt, key):
-    measured = json.loads((ROOT / "benchmarks" / "receipts" / receipt).read_text())[key]
-    rehearse = script("rehearse")
-    path = rehearse.lesson_of(lesson)
-    run = rehearse.profile_of(path, "full", overrides)
-    rows = {"longest": run.max_length, "target": getattr(run, "max_target_length", 0), "classes": 3}
-    assert rehearse.plan_of(path, run, rows)["total"] == pytest.approx(measured, rel=0.15)
-    run.activation_checkpointing = not run.activation_checkpointing
-    other = rehearse.plan_of(path, run, rows)["total"]
-    assert other != pytest.approx(measured, rel=0.15), "another way must be off"
-
-
-def test_table_and_figure_of_the_benchmarks_are_those_of_their_receipts(tmp_path):
-    bench = script("bench")
-    records = [json.loads(path.read_text()) for path in bench.RECEIPTS.glob("*.json")]
-    assert len(records) >= 8
-    page = (ROOT / "docs" / "benchmarks.md").read_text()
-    every_run = (ROOT / "docs" / "benchmarks-full.md").read_text()
-    assert bench.table(records) in every_run
-    assert bench.summary(records) in page
-    assert bench.levers(records) in page
-    assert bench.caps() in page
-    for record in records:
-        slower = [r | {"real_tokens_per_second": 1.0} if r is record else r for r in records]
-        both = bench.table(slower) in every_run, bench.levers(slower) in page
-        assert both in {(False, True), (True, False)}, "another number is another table"
-        if record["arm"] in bench.ARMS:
-            assert bench.summary(slower) not in page, "another number is another table"
-    lever = next(r for r in records if r["arm"] in bench.LEVERS["02"])
-    assert bench.levers([r | {"beside": 1.0} if r is lever else r for r in records]) not in page
-    twice = [r | {"real_tokens_per_second": 23_891.2} if r["arm"] == "course on H200" else r for r in records]
-    assert "2.0 times Unsloth's with the cap" in bench.table(twice), "it ran on an H200, too"
-    assert "2.0 times Unsloth's" in bench.table([r | {"beside": 2 * r["real_tokens_per_second"]} for r in records])
-    assert all(set(r["changed"]) == set(bench.CHANGED[r["lesson"]]) for r in records if r["arm"] == "reference")
-    with matplotlib.rc_context({"axes.titlesize": 30, "axes.linewidth": 5}):  # of other tests
-        bench.draw(records, tmp_path / "again.svg")
-    assert (tmp_path / "again.svg").read_text() == (bench.RECEIPTS / "rates.svg").read_text()
-
-
-def test_the_fast_way_and_the_published_way_have_the_same_losses():
-    bands = script("loss_bands")
-    record = json.loads(bands.RECEIPT.read_text())
-    assert bands.table(record) in (ROOT / "docs" / "faster-not-different.md").read_text()
-    assert record["lessons"].keys() == bands.WAYS.keys()
-    for found in record["lessons"].values():
-        again = bands.compare(found["losses"])
-        assert again == {key: found[key] for key in again}
-        assert again["apart"] < again["between_seeds"] / 20
-        published = found["losses"]["published"]
-        other = bands.compare({"course": published[1:] + published[:1], "published": published})
-        assert other["apart"] > other["between_seeds"] / 2, "another seed must be seen"
-
-
-@pytest.mark.slow
-def test_the_losses_of_the_published_way_can_be_had_again(tmp_path):
-    bands = script("loss_bands")
-    command = [sys.executable, "-m", "benchmarks.loss_bands", "--keep", tmp_path / "losses.json"]
-    subprocess.run([*map(str, command), "--child", "01", "published", "0"], check=True, capture_output=True)
-    known = json.loads(bands.RECEIPT.read_text())["lessons"]["01"]["losses"]
-    again = json.loads((tmp_path / "losses.json").read_text())
-    assert again == pytest.approx(known["published"][0], abs=1e-3)
-    assert again != pytest.approx(known["published"][1], abs=1e-3)
-
-
-def test_the_time_until_the_course_is_as_right_is_that_of_the_receipt_and_a_fifth_at_most():
-    clock = script("time_to_accuracy")
-    record = json.loads(clock.RECEIPT.read_text())
-    assert clock.table(record) in (ROOT / "docs" / "faster-not-different.md").read_text()
-    pairs = [clock.compare(*curves) for curves in zip(record["published"], record["course"], strict=True)]
-    assert len(pairs) == len(clock.SEEDS)
-    assert all(r["reached"] >= r["accuracy"] > 0.5 and r["seconds"] <= r["published_seconds"] / 5 for r in pairs)
-    slow = [[100, 25, 0.5], [200, 50, 0.7]]
-    assert clock.compare(slow, [[1, 25, 0.6], [3, 50, 0.7], [4, 75, 0.9]])["seconds"] == 3
-    assert clock.compare(slow, [[1, 25, 0.6]])["seconds"] is None
-    assert "never" in clock.table({"published": [slow], "course": [[[1, 25, 0.6]]]})
-
-
-def test_rates_leave_out_warm_up_compilation_and_what_lies_between_steps():
-    bench = script("bench")
-    times, undisturbed = [9.0, 1.0, 1.0, 1.0, 2.0, 50.0, 1.0, 8.0], [True] * 7 + [False]
-    ends = [0.0]
-    for seconds in times:
-        ends.append(ends[-1] + seconds)
-    counts = [[4, 80, 100]] * 4 + [[8, 160, 200]] + [[4, 80, 100]] * 3
-    found = bench.rates(ends, counts, undisturbed, 3)
-    assert (found["steady_steps"], found["slow_steps"], found["slow_seconds"]) == (3, 1, 50.0)
-    assert found["rows_per_second"] == pytest.approx(16 / 4)
-    assert found["real_tokens_per_second"] == pytest.approx(320 / 4)
-    assert (found["padding"], found["first_steps_seconds"], found["all_seconds"]) == (pytest.approx(0.2), 11.0, 73.0)
-
-
-def test_the_table_of_memory_receipts_is_that_of_the_file():
-    page = (ROOT / "docs" / "will-it-fit.md").read_text()
-    for receipt in json.loads((ROOT / "benchmarks" / "receipts" / "memory.json").read_text())["receipts"]:
-        planned, measured = (receipt[f"{name}_bytes"] / 2**30 for name in ("planned", "measured"))
-        row = next(line for line in page.splitlines() if re.match(rf"\| {re.escape(receipt['name'])}( \*)? \|", line))
-        assert f"| {planned:.2f} | {measured:.2f} |" in row
-        assert (" * |" in row) == receipt["held_out"]
-
-
-def test_the_table_of_methods_is_that_of_its_receipt():
-    compare_methods = script("compare_methods")
-    record = json.loads(compare_methods.RECEIPT.read_text())
-    assert [len(rows) for rows in record["metrics"]["methods"].values()] == [3, 3, 3]
-    assert compare_methods.table(record) in (ROOT / "docs" / "benchmarks.md").read_text()
 
 
 @pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)

@@ -308,7 +308,7 @@ def replan(receipt):
 def test_the_plan_is_what_a_gpu_then_took(receipt):
     planned = replan(receipt)
     assert planned["total"] == pytest.approx(receipt["measured_bytes"], rel=0.15)
-    assert planned["total"] == receipt["planned_bytes"], "run `python -m benchmarks.measure_memory` again"
+    assert planned["total"] == receipt["planned_bytes"], "run `python -m benchmarks.memory.measure --replan` again"
     net = planned.net.weights.values()
     assert sum(w.count for w in net if w.trainable) == receipt["trainable_parameters"]
     assert sum(w.nbytes for w in net) == pytest.approx(receipt["measured_moments"]["loaded"], rel=0.02)
