@@ -197,7 +197,7 @@ def test_a_disk_that_is_nearly_full_is_named(tmp_path, monkeypatch, capsys):
 
 def test_a_folder_in_use_is_left_alone(tmp_path):
     course = Course(tmp_path, END)
-    code = "import sys, time; from utils import checkpoints; session.own_folder(sys.argv[1])"
+    code = "import sys, time; from utils import session; session.own_folder(sys.argv[1])"
     command = [sys.executable, "-c", f"{code}; print('mine', flush=True); time.sleep(600)", str(course.output)]
     owner = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert owner.stdout.readline() == "mine\n"
