@@ -4,15 +4,19 @@ import difflib
 
 
 class CourseError(ValueError):
-    """A fault that the reader can cure. The message is one sentence: where, what, and the remedy."""
+    """A mistake that the reader can put right. The message is one sentence: where, what, and the remedy."""
 
 
-def closest(name, known):
-    """The name in `known` that is spelt most like `name`; an empty string if `known` is empty."""
-    return next(iter(difflib.get_close_matches(str(name), list(known), n=1, cutoff=0)), "")
+def closest(name, names):
+    """The one of `names` that is spelt most like `name`; an empty string if there are none."""
+    matches = difflib.get_close_matches(str(name), list(names), n=1, cutoff=0)
+    return matches[0] if matches else ""
 
 
 def first_ten(items):
-    """The first ten of `items` in words, and how many there are."""
+    """The first ten of `items` in words, and how many there are if there are more."""
     items = list(items)
-    return ", ".join(map(str, items[:10])) + (f", … ({len(items)} in all)" if len(items) > 10 else "")
+    text = ", ".join(str(item) for item in items[:10])
+    if len(items) > 10:
+        text += f", … ({len(items)} in all)"
+    return text

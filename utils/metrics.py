@@ -4,6 +4,7 @@ import re
 from collections import Counter
 
 import numpy as np
+from scipy import stats
 
 
 def _tokens(text):
@@ -17,17 +18,24 @@ def exact_match(prediction, reference):
 
 
 def token_f1(prediction, reference):
-    """Harmonic mean of the shares of words that the two texts have in common, as SQuAD counts it; 0.0 to 1.0."""
-    predicted, wanted = Counter(_tokens(prediction)), Counter(_tokens(reference))
-    common = (predicted & wanted).total()
-    return 2 * common / (predicted.total() + wanted.total()) if common else float(predicted == wanted)
+    """Harmonic mean of the shares of words that the two texts have in common, as SQuAD counts it; 0.0 to 1.0.
+
+    Two texts without a word agree: 1.0.
+    """
+    predicted = Counter(_tokens(prediction))
+    expected = Counter(_tokens(reference))
+    if not predicted and not expected:
+        return 1.0
+    in_common = (predicted & expected).total()
+    return 2 * in_common / (predicted.total() + expected.total())
 
 
 def stated_facts(summary):
     """Amounts, percentages, dates and other numbers that a text states, as strings, each once, in order."""
     month = "January|February|March|April|May|June|July|August|September|October|November|December"
     pattern = rf"(?:{month}) \d{{1,2}}, \d{{4}}|\$\d+(?:[.,]\d+)*|\b\d+(?:[.,]\d+)*%?"
-    return list(dict.fromkeys(re.findall(pattern, str(summary))))
+    facts = re.findall(pattern, str(summary))
+    return list(dict.fromkeys(facts))
 
 
 def fact_hits(prediction, facts):
@@ -35,19 +43,32 @@ def fact_hits(prediction, facts):
 
     Whole words count: "$25" is not stated by "$250".
     """
-    said = f" {' '.join(_tokens(prediction))} "
-    return [float(f" {' '.join(_tokens(fact))} " in said) for fact in facts]
+    text = f" {' '.join(_tokens(prediction))} "
+    hits = []
+    for fact in facts:
+        words = f" {' '.join(_tokens(fact))} "
+        hits.append(float(words in text))
+    return hits
 
 
 def bootstrap_interval(values, seed=0, resamples=1000, share=0.95):
     """(low, high) between which the mean of `values` lies in `share` of resamples of the rows, drawn with replacement.
 
-    values: one score a row (n). Source: Efron, Bootstrap Methods, 1979 (percentile interval).
+    values: one score a row (n). It is `scipy.stats.bootstrap` with the percentile method, always with the same random
+    numbers; of a single row both ends are its value. Source: Efron, Bootstrap Methods, 1979.
     """
     values = np.asarray(values, dtype=float)
-    rows = np.random.default_rng(seed).integers(0, len(values), (resamples, len(values)))
-    low, high = np.quantile(values[rows].mean(axis=1), [(1 - share) / 2, (1 + share) / 2])
-    return float(low), float(high)
+    if len(values) == 1:  # scipy wants two
+        return float(values[0]), float(values[0])
+    result = stats.bootstrap(
+        (values,),
+        np.mean,
+        n_resamples=resamples,
+        confidence_level=share,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    )
+    return float(result.confidence_interval.low), float(result.confidence_interval.high)
 
 
 def calibration_error(probabilities, labels, bins=10):
@@ -58,11 +79,21 @@ def calibration_error(probabilities, labels, bins=10):
     each group. Source: Nixon et al., Measuring Calibration in Deep Learning, 2019 (adaptive, over all classes).
     """
     probabilities = np.asarray(probabilities, dtype=float)
-    true = (np.arange(probabilities.shape[1]) == np.asarray(labels)[:, None]).ravel()
+    labels = np.asarray(labels)
+    classes = np.arange(probabilities.shape[1])
+    came_true = (classes == labels[:, None]).ravel()
     stated = probabilities.ravel()
-    order = np.argsort(stated, kind="stable")
-    points = [(stated[part].mean(), true[part].mean(), len(part)) for part in np.array_split(order, bins) if len(part)]
-    return float(sum(abs(p - share) * size for p, share, size in points) / len(stated)), points
+    by_probability = np.argsort(stated, kind="stable")
+    points = []
+    weighted_gaps = 0.0
+    for group in np.array_split(by_probability, bins):
+        if len(group) == 0:
+            continue
+        mean_stated = stated[group].mean()
+        share_true = came_true[group].mean()
+        points.append((mean_stated, share_true, len(group)))
+        weighted_gaps += abs(mean_stated - share_true) * len(group)
+    return float(weighted_gaps / len(stated)), points
 
 
 def flip_rate(straight, swapped):
@@ -70,4 +101,7 @@ def flip_rate(straight, swapped):
 
     swapped: what the model says of the swapped pairs, its own A being what stands second in `straight`.
     """
-    return float(np.mean(np.argmax(straight, 1) != np.argmax(np.asarray(swapped)[:, [1, 0, 2]], 1)))
+    swapped_back = np.asarray(swapped)[:, [1, 0, 2]]
+    winners = np.argmax(straight, axis=1)
+    winners_swapped = np.argmax(swapped_back, axis=1)
+    return float(np.mean(winners != winners_swapped))

@@ -5,10 +5,18 @@ import html
 import matplotlib.pyplot as plt
 import numpy as np
 
-BLUE, ORANGE, GREY = "#0072B2", "#E69F00", "#777777"  # Okabe and Ito
+# colours of Okabe and Ito, which colour-blind readers tell apart
+BLUE = "#0072B2"
+ORANGE = "#E69F00"
+GREEN = "#009E73"
+PINK = "#CC79A7"
+GREY = "#777777"
+
 plt.rcParams["figure.figsize"] = (7, 3)
-plt.rcParams["axes.spines.top"] = plt.rcParams["axes.spines.right"] = plt.rcParams["legend.frameon"] = False
-plt.rcParams["axes.prop_cycle"] = plt.cycler(color=[BLUE, ORANGE, "#009E73", "#CC79A7"])
+plt.rcParams["axes.spines.top"] = False
+plt.rcParams["axes.spines.right"] = False
+plt.rcParams["legend.frameon"] = False
+plt.rcParams["axes.prop_cycle"] = plt.cycler(color=[BLUE, ORANGE, GREEN, PINK])
 plt.rcParams["image.cmap"] = "Blues"
 
 
@@ -21,12 +29,15 @@ def show(figure, path):
 
 def length_histogram(lengths, max_length, path):
     """How many tokens the examples have (a sequence of integers), and what `max_length` tokens would cut off."""
+    shortest, longest = min(lengths), max(lengths)
+    share_cut = np.mean(np.asarray(lengths) > max_length)
     figure, axes = plt.subplots()
-    axes.hist(lengths, bins=np.arange(min(lengths), max(lengths) + 2) - 0.5)
-    if max_length <= max(lengths):
+    axes.hist(lengths, bins=np.arange(shortest, longest + 2) - 0.5)
+    if max_length <= longest:
         axes.axvline(max_length + 0.5, color=ORANGE)
-    cut = np.mean(np.asarray(lengths) > max_length)
-    axes.set_title(f"longest {max(lengths)}, max_length {max_length} cuts {cut:.1%} of the examples", fontsize="medium")
+    axes.set_title(
+        f"longest {longest}, max_length {max_length} cuts {share_cut:.1%} of the examples", fontsize="medium"
+    )
     axes.set(xlabel="tokens in an example", ylabel="examples")
     axes.xaxis.get_major_locator().set_params(integer=True)
     show(figure, path)
@@ -35,50 +46,82 @@ def length_histogram(lengths, max_length, path):
 def learning_curve(history, metric, path):
     """Loss and `metric` against optimizer steps, from `trainer.state.log_history`."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3))
-    curves = (left, "loss", "training", GREY), (left, "eval_loss", "validation", BLUE)
-    for axes, key, label, colour in (*curves, (right, f"eval_{metric}", "validation", BLUE)):
-        points = [(entry["step"], entry[key]) for entry in history if key in entry]
-        axes.plot(*zip(*points, strict=True), "o-", color=colour, label=label, markersize=3)
-        axes.set(xlabel="optimizer step", ylabel=metric if axes is right else "loss")
+    _curve(left, history, "loss", label="training", colour=GREY)
+    _curve(left, history, "eval_loss", label="validation", colour=BLUE)
+    left.set(xlabel="optimizer step", ylabel="loss")
     left.legend()
+    _curve(right, history, f"eval_{metric}", label="validation", colour=BLUE)
+    right.set(xlabel="optimizer step", ylabel=metric)
     show(figure, path)
 
 
+def _curve(axes, history, key, label, colour):
+    """Draws the values of `key` against the steps at which they were logged."""
+    entries = [entry for entry in history if key in entry]
+    steps = [entry["step"] for entry in entries]
+    values = [entry[key] for entry in entries]
+    axes.plot(steps, values, "o-", color=colour, label=label, markersize=3)
+
+
 def reliability_diagram(points, path):
-    """Stated probability against the share that came true: {name: points of metrics.calibration_error}."""
+    """Stated probability against the share that came true: {name: points of metrics.calibration_error}, three at most
+    with a style of their own."""
+    styles = ["o-", "s--", "^:"]
     figure, axes = plt.subplots(figsize=(4.5, 4))
     axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, label="perfectly calibrated")
-    for (name, found), style in zip(points.items(), ("o-", "s--", "^:"), strict=False):
-        axes.plot([p for p, _, _ in found], [share for _, share, _ in found], style, label=name, markersize=5)
+    for (name, groups), style in zip(points.items(), styles, strict=False):
+        stated = [mean_stated for mean_stated, _, _ in groups]
+        came_true = [share_true for _, share_true, _ in groups]
+        axes.plot(stated, came_true, style, label=name, markersize=5)
     axes.set(xlabel="stated probability", ylabel="share that came true", xlim=(0, 1), ylim=(0, 1))
     axes.legend()
     show(figure, path)
 
 
 class TokensView:
-    """What `tokens_view` returns: coloured HTML in a notebook, plain text in a log."""
+    """What `tokens_view` returns: coloured HTML in a notebook, plain text in a log.
+
+    pieces: the text of each token; marked: whether it stands out (booleans, as many); legend: what marked and unmarked
+    tokens are called.
+    """
 
     def __init__(self, pieces, marked, legend):
-        self.pieces, self.marked, self.legend = pieces, marked, legend
+        self.pieces = pieces
+        self.marked = marked
+        self.legend = legend
 
     def __repr__(self):
         """All tokens in a line, those that are marked in [brackets]."""
-        shown = (f"[{piece}]" if mark else piece for piece, mark in zip(self.pieces, self.marked, strict=True))
-        counts = f"[{self.legend[0]}]: {sum(self.marked)}, {self.legend[1]}: {self.marked.count(False)}"
+        shown = []
+        for piece, mark in zip(self.pieces, self.marked, strict=True):
+            shown.append(f"[{piece}]" if mark else piece)
+        name_marked, name_unmarked = self.legend
+        counts = f"[{name_marked}]: {self.marked.count(True)}, {name_unmarked}: {self.marked.count(False)}"
         return f"{'·'.join(shown)}\n{counts}"
 
     def _repr_html_(self):
+        shown = []
+        for piece, mark in zip(self.pieces, self.marked, strict=True):
+            shown.append(self._box(piece, mark))
+        name_marked, name_unmarked = self.legend
+        key = [
+            self._box(f"{name_marked}: {self.marked.count(True)}", True),
+            self._box(f"{name_unmarked}: {self.marked.count(False)}", False),
+        ]
+        return (
+            f'<div style="line-height: 1.9">{"".join(shown)}</div>'
+            f'<div style="border-left: 3px solid {ORANGE}">{" ".join(key)}</div>'
+        )
+
+    @staticmethod
+    def _box(text, mark):
+        """A text in a box: filled if it is marked, else with a border."""
         style = "border-radius: 3px; padding: 1px 3px; margin: 1px; display: inline-block; font-family: monospace;"
-        looks = {True: f"background: {BLUE}; color: white;", False: f"border: 1px solid {GREY}; color: {GREY};"}
-
-        def box(text, mark):
-            return f'<span style="{style} {looks[mark]}">{html.escape(text)}</span>'
-
-        shown = "".join(box(piece, mark) for piece, mark in zip(self.pieces, self.marked, strict=True))
-        counts = self.marked.count(True), self.marked.count(False)
-        parts = zip(self.legend, counts, (True, False), strict=True)
-        key = " ".join(box(f"{name}: {n}", mark) for name, n, mark in parts)
-        return f'<div style="line-height: 1.9">{shown}</div><div style="border-left: 3px solid {ORANGE}">{key}</div>'
+        if mark:
+            style += f" background: {BLUE}; color: white;"
+        else:
+            style += f" border: 1px solid {GREY}; color: {GREY};"
+        return f'<span style="{style}">{html.escape(text)}</span>'
 
 
 def tokens_view(tokenizer, ids, marked, legend=("in the loss", "not in the loss")):
@@ -86,5 +129,8 @@ def tokens_view(tokenizer, ids, marked, legend=("in the loss", "not in the loss"
 
     A space is shown as "_" and a line break as "↵", so that no token is invisible; special tokens are shown as well.
     """
-    pieces = [tokenizer.decode([number]).replace(" ", "_").replace("\n", "↵") for number in ids]
+    pieces = []
+    for number in ids:
+        text = tokenizer.decode([number])
+        pieces.append(text.replace(" ", "_").replace("\n", "↵"))
     return TokensView(pieces, [bool(mark) for mark in marked], legend)

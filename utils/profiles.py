@@ -4,32 +4,72 @@ from types import SimpleNamespace
 
 from utils.errors import CourseError, closest
 
+NAMES = ("tiny", "colab", "full")  # the columns of a table of settings
 
-def _need(name, known, what):
-    if name not in known:
-        hint = f"(closest: {closest(name, known)!r}); choose from: {', '.join(known)}"
+
+def table(SETTINGS):  # noqa: N803  (the name in the notebooks)
+    """{profile: {setting: value}} of a table with a row a setting and a column a profile, in the order of NAMES.
+
+    SETTINGS: {setting: (value in tiny, value in colab, value in full)}. Raises CourseError for a row that is not three
+    values in parentheses.
+    """
+    for name, row in SETTINGS.items():
+        if not isinstance(row, tuple) or len(row) != len(NAMES):
+            wanted = f"write three values in parentheses, for {', '.join(NAMES)}"
+            raise CourseError(f"SETTINGS: {name!r}: {row!r} is not a row of the table; {wanted}.")
+    profiles = {}
+    for column, profile in enumerate(NAMES):
+        profiles[profile] = {name: row[column] for name, row in SETTINGS.items()}
+    return profiles
+
+
+def select(PROFILES, PROFILE, OVERRIDES):  # noqa: N803  (the names in the notebooks)
+    """The chosen profile with the overrides applied, as `run.name` attributes.
+
+    PROFILES: a table of settings, see `table`, or {profile: {setting: value}}, where all profiles have the same
+    settings. OVERRIDES: {setting: new value}, of a type that some profile uses for it; a whole number may stand for a
+    float. Raises CourseError, in one sentence, for unequal settings, an unknown name or a type that cannot be right.
+    """
+    if any(isinstance(row, tuple) for row in PROFILES.values()):
+        PROFILES = table(PROFILES)  # noqa: N806
+    _check_equal_settings(PROFILES)
+    _check_name(PROFILE, PROFILES, "PROFILE")
+    if not isinstance(OVERRIDES, dict):
+        raise CourseError(f'OVERRIDES = {OVERRIDES!r} is not a dict; write for example {{"learning_rate": 1e-4}}.')
+    run = SimpleNamespace(**PROFILES[PROFILE])
+    for name, value in OVERRIDES.items():
+        _check_name(name, PROFILES[PROFILE], "OVERRIDES:")
+        _check_type(name, value, PROFILES, example=PROFILES[PROFILE][name])
+        setattr(run, name, value)
+    return run
+
+
+def _check_equal_settings(profiles):
+    """Raises CourseError unless every profile has the same settings."""
+    all_names = set().union(*profiles.values())
+    missing_somewhere = set()
+    for settings in profiles.values():
+        missing_somewhere |= all_names - set(settings)
+    if missing_somewhere:
+        names = ", ".join(sorted(missing_somewhere))
+        raise CourseError(f"PROFILES: these keys do not stand in every profile: {names}; add them.")
+
+
+def _check_name(name, names, what):
+    """Raises CourseError, with the closest name, unless `name` is one of `names`; `what` says whose name it is."""
+    if name not in names:
+        hint = f"(closest: {closest(name, names)!r}); choose from: {', '.join(names)}"
         raise CourseError(f"{what} {name!r} is not known {hint}.")
 
 
-def select(PROFILES, PROFILE, OVERRIDES):
-    """The chosen profile with the overrides applied, as `run.name` attributes.
-
-    PROFILES maps a profile name to a dict of settings; all these dicts have the same keys. OVERRIDES maps a setting to
-    its new value, of a type that some profile uses for it; a whole number may stand for a float. Raises CourseError,
-    in one sentence, for unequal keys, an unknown name or a type that cannot be right.
-    """
-    keys = [set(settings) for settings in PROFILES.values()]
-    if unequal := sorted(set().union(*keys) - set.intersection(*keys)):
-        raise CourseError(f"PROFILES: these keys do not stand in every profile: {', '.join(unequal)}; add them.")
-    _need(PROFILE, PROFILES, "PROFILE")
-    if not isinstance(OVERRIDES, dict):
-        raise CourseError(f'OVERRIDES = {OVERRIDES!r} is not a dict; write for example {{"learning_rate": 1e-4}}.')
-    for name, value in OVERRIDES.items():
-        _need(name, PROFILES[PROFILE], "OVERRIDES:")
-        types = {type(settings[name]) for settings in PROFILES.values()}
-        if type(value) not in types and types != {type(None)} and not (type(value) is int and float in types):
-            kinds = " or ".join(sorted(kind.__name__ for kind in types))
-            fault = f"{name} = {value!r} is of type {type(value).__name__}"
-            wanted = f"write a value of type {kinds}, such as {PROFILES[PROFILE][name]!r}"
-            raise CourseError(f"OVERRIDES: {fault}; {wanted}.")
-    return SimpleNamespace(**{**PROFILES[PROFILE], **OVERRIDES})
+def _check_type(name, value, profiles, example):
+    """Raises CourseError unless some profile has a value of this type for the setting `name`, or all have None."""
+    types = {type(settings[name]) for settings in profiles.values()}
+    is_whole_number_for_float = type(value) is int and float in types
+    if type(value) in types or is_whole_number_for_float or types == {type(None)}:
+        return
+    type_names = " or ".join(sorted(kind.__name__ for kind in types))
+    raise CourseError(
+        f"OVERRIDES: {name} = {value!r} is of type {type(value).__name__}; "
+        f"write a value of type {type_names}, such as {example!r}."
+    )

@@ -2,22 +2,97 @@
 
 import json
 import os
+import time
+from dataclasses import dataclass, fields
 from pathlib import Path
 
-from utils import memory, meter, paths, session
+import psutil
 
-KEYS = (
-    "lesson profile seed model_id dataset_id device versions commit metric higher_is_better n_train n_eval baseline "
-    "before after trainable_parameters total_parameters weights_bytes planned_peak_bytes measured_peak_bytes "
-    "train_seconds rows_per_second real_tokens_per_second padded_tokens_per_second metrics"
-).split()
+from utils import meter, paths, session
 
 
-def costs(model, planned, cost):
-    """The cost keys of results.json from the model, `memory.plan` and `meter.measure`."""
+@dataclass
+class RunRecord:
+    """What results.json holds, in this order. Bytes, seconds and rates are plain numbers, never rounded.
+
+    A value that this machine cannot measure, or that a lesson without a training does not have, is None.
+    """
+
+    lesson: str
+    """The notebook's name without ".ipynb"."""
+    profile: str
+    """"tiny", "colab" or "full"."""
+    seed: int
+    """The SEED of the run."""
+    model_id: str | None
+    """The model, a name on the hub or a path; the course's own folder is written as "."."""
+    dataset_id: str | None
+    """The data set, in the same way."""
+    device: str
+    """The GPU with its memory, or "CPU" with the number of threads."""
+    versions: dict
+    """{package: version} of Python and of all that requirements.txt lists."""
+    commit: str | None
+    """The git commit, with a "+" if files differ from it; None outside a checkout."""
+    metric: str
+    """What `baseline`, `before` and `after` are, such as "accuracy"."""
+    higher_is_better: bool
+    """False for a loss or an error."""
+    n_train: int
+    """Examples that the model was trained on."""
+    n_eval: int
+    """Examples that `baseline`, `before` and `after` were measured on."""
+    baseline: float | None
+    """The score of the best simple method."""
+    before: float | None
+    """The score of the model before training."""
+    after: float | None
+    """The score of the model after training."""
+    trainable_parameters: int | None
+    """Parameters that were trained."""
+    total_parameters: int | None
+    """All parameters; those in 4 bits count one by one."""
+    weights_bytes: int | None
+    """Bytes of all parameters as they are stored."""
+    planned_peak_bytes: int | None
+    """Bytes at the fullest instant of training, as `memory.plan` says."""
+    measured_peak_bytes: int | None
+    """The same as the GPU counted it; None on a CPU, which has no such counter."""
+    train_seconds: float | None
+    """Seconds of `trainer.train()`, with its evaluations and checkpoints."""
+    rows_per_second: float | None
+    """Examples that went through the model in training, divided by `train_seconds`."""
+    real_tokens_per_second: float | None
+    """The same for tokens, padding left out."""
+    padded_tokens_per_second: float | None
+    """The same for all positions, padding counted."""
+    metrics: dict
+    """Everything else that the lesson measured; each lesson has keys of its own."""
+    settings: dict
+    """{name: value} of the profile, after the overrides."""
+    overrides: dict
+    """{name: value} of OVERRIDES: the settings that are not those of the profile."""
+    wall_seconds: float
+    """Seconds from the start of the process (the notebook's kernel) to the writing of this record: imports, all
+    cells, and the pauses of a reader who runs the cells by hand."""
+
+
+KEYS = [field.name for field in fields(RunRecord)]
+COSTS = KEYS[KEYS.index("trainable_parameters") : KEYS.index("metrics")]
+
+
+def costs(model, planned, cost, total_parameters=None):
+    """{name: value} of COSTS.
+
+    model: the trained one; planned: what `memory.plan` said; cost: what the meter counted, an object with rows,
+    real_tokens, padded_tokens, seconds and peak_bytes. total_parameters: to be given where the model's own count is
+    another one (in 4 bits, two parameters share one number).
+    """
+    if total_parameters is None:
+        total_parameters = sum(parameter.numel() for parameter in model.parameters())
     return {
         "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
-        "total_parameters": sum(p.numel() for p in model.parameters()),
+        "total_parameters": total_parameters,
         "weights_bytes": meter.weight_bytes(model),
         "planned_peak_bytes": planned["total"],
         "measured_peak_bytes": cost.peak_bytes,
@@ -28,34 +103,96 @@ def costs(model, planned, cost):
     }
 
 
+def write(
+    folder,
+    *,
+    lesson,
+    profile,
+    seed,
+    settings,
+    overrides,
+    model_id,
+    dataset_id,
+    metric,
+    higher_is_better,
+    n_train,
+    n_eval,
+    baseline,
+    before,
+    after,
+    costs,
+    metrics,
+):
+    """Writes `folder`/results.json, whole or not at all, and returns its content, a dict: see RunRecord.
+
+    settings: what `profiles.select` returned; costs: what `costs` returned, or None where nothing was trained. Device,
+    versions, commit and wall_seconds are read here. Raises ValueError for NaN and for an infinite number, so that no
+    table shows a number that was not measured, and TypeError for a value that JSON does not know.
+    """
+    if costs is None:
+        costs = dict.fromkeys(COSTS)
+    record = RunRecord(
+        lesson=lesson,
+        profile=profile,
+        seed=seed,
+        model_id=model_id,
+        dataset_id=dataset_id,
+        metric=metric,
+        higher_is_better=higher_is_better,
+        n_train=n_train,
+        n_eval=n_eval,
+        baseline=baseline,
+        before=before,
+        after=after,
+        metrics=metrics,
+        settings=vars(settings),
+        overrides=overrides,
+        wall_seconds=time.time() - psutil.Process().create_time(),
+        **session.facts(),
+        **costs,
+    )
+    values = {name: getattr(record, name) for name in KEYS}
+    for name in ("model_id", "dataset_id", "settings", "overrides"):
+        values[name] = _without_root(values[name])
+    text = json.dumps(values, indent=2, allow_nan=False) + "\n"
+    partial = Path(folder) / "results.json.partial"
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, Path(folder) / "results.json")
+    return json.loads(text)
+
+
+def _without_root(value):
+    """The value with the course's own folder written as ".", so that runs can be compared between machines."""
+    if isinstance(value, dict):
+        return {name: _without_root(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_root(item) for item in value]
+    if isinstance(value, str | Path):
+        return str(value).replace(str(paths.ROOT), ".")
+    return value
+
+
 def benchmarks(lesson):
-    """{recipe: what it reached} of lesson "01" to "05", measured at full size on a GPU by benchmarks/bench.py."""
-    folder, found = paths.ROOT / "benchmarks" / "receipts" / "bench", {}
-    for r in (json.loads(path.read_text("utf-8")) for path in sorted(folder.glob(f"{lesson}_*.json"))):
-        found[r["arm"]] = {"rows/s": r["rows_per_second"], "real tokens/s": r["real_tokens_per_second"]}
-        found[r["arm"]] |= {"ms a step": 1000 * r["step_seconds"], "peak GiB": r["peak_allocated_bytes"] / memory.GIB}
-        found[r["arm"]] |= {"first steps, s": r["first_steps_seconds"], "card": card(r)}
-    return dict(sorted(found.items(), key=lambda pair: pair[1]["real tokens/s"]))
+    """{recipe: what it reached} of lesson "01" to "05", measured at full size on a GPU by benchmarks/bench.py.
+
+    The recipes come in the order of their speed, the slowest first.
+    """
+    folder = paths.ROOT / "benchmarks" / "receipts" / "bench"
+    reached = {}
+    for path in sorted(folder.glob(f"{lesson}_*.json")):
+        receipt = json.loads(path.read_text("utf-8"))
+        reached[receipt["arm"]] = {
+            "rows/s": receipt["rows_per_second"],
+            "real tokens/s": receipt["real_tokens_per_second"],
+            "ms a step": 1000 * receipt["step_seconds"],
+            "peak GiB": receipt["peak_allocated_bytes"] / meter.GIB,
+            "first steps, s": receipt["first_steps_seconds"],
+            "card": card(receipt),
+        }
+    slowest_first = sorted(reached, key=lambda recipe: reached[recipe]["real tokens/s"])
+    return {recipe: reached[recipe] for recipe in slowest_first}
 
 
 def card(record):
     """The name of the card that a receipt is of, without its memory."""
     return record["device"].removeprefix("NVIDIA ").split(",")[0]
-
-
-def write(folder, **values):
-    """Writes `folder`/results.json and returns its content: KEYS, of which device, versions and commit are read here.
-
-    Bytes, seconds and rates are plain numbers; what this machine cannot measure is None. Raises ValueError for a
-    missing or unknown key and for NaN, so that no table shows a number that was not measured.
-    """
-    values |= session.facts()
-    if wrong := set(KEYS) ^ set(values):
-        raise ValueError(f"results.json: missing or unknown keys {sorted(wrong)}")
-    for key in ("model_id", "dataset_id"):  # the course's own folder is ".": runs are compared between machines
-        values[key] = values[key] and str(values[key]).replace(str(paths.ROOT), ".")
-    text = json.dumps({key: values[key] for key in KEYS}, indent=2, allow_nan=False) + "\n"
-    partial = Path(folder) / "results.json.partial"
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, Path(folder) / "results.json")
-    return json.loads(text)

@@ -2,33 +2,31 @@
 
 import atexit
 import contextlib
-import hashlib
-import json
 import logging
 import os
 import platform
 import subprocess
 import tempfile
-import threading
 import time
 import warnings
 from importlib import metadata
 from pathlib import Path
 
 import psutil
+from filelock import SoftFileLease, Timeout
 from packaging.requirements import Requirement
 
 from utils.errors import CourseError
 from utils.paths import ROOT
+from utils.startup import chosen_gpu
 
-# Before torch is imported: a fixed number of threads, so that sums are the same on any number of cores. Threads that
-# wait for each other give way soon: else a busy machine stalls (a step took 30 times as long, on two cores).
-os.environ.setdefault("OMP_NUM_THREADS", "2")
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # at its import: lacks an optional kernel
 
-LOCK = "in_use.json"
-SILENT = 300  # seconds after which the lock of another machine counts as left behind; a living owner renews it
+LOCK = "in_use.lock"  # the claim to a folder, written by filelock
+SINCE = "in_use_since.txt"  # when its owner took it, in seconds since 1970
+LEASE_SECONDS = 120  # a claim that is not renewed for so long counts as left behind; its owner renews it three times
+CLAIMS = "COURSE_CLAIMS"  # environment variable: the claims of this process and of those that started it
+_held = []  # the claims of this process; filelock gives them back at its end
 
 
 def versions():
@@ -85,6 +83,7 @@ def report():
     """Prints one line: device, versions, whether the hub may be asked. Quiets progress bars and known warnings, and
     sets Weights & Biases to its offline mode unless you chose one, so that nothing asks for a login."""
     import datasets
+    import torch
     import transformers
     from huggingface_hub import is_offline_mode
 
@@ -93,11 +92,20 @@ def report():
     transformers.utils.logging.disable_progress_bar()  # its bars of loaded files; training keeps its own
     logging.getLogger("transformers.trainer").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", message=".*pin_memory.*")  # said on every machine without a GPU
-    for known in (".*gradient_checkpointing.*deprecated", ".*[Pp]aged optimizers are not supported on CPU"):
-        warnings.filterwarnings("ignore", message=known)  # PEFT uses the old name; lesson 02 says what paging is for
-    found = facts()
-    shown = [f"{name} {found['versions'][name]}" for name in ("torch", "transformers", "datasets")]
-    print(" · ".join([found["device"], *shown, "offline" if is_offline_mode() else "hub allowed"]))
+    # PEFT uses the old name of this argument
+    warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*deprecated")
+    # lesson 02 says what paging is for
+    warnings.filterwarnings("ignore", message=".*[Pp]aged optimizers are not supported on CPU")
+
+    environment = facts()
+    parts = [environment["device"]]
+    choice = chosen_gpu(os.environ, torch.cuda.device_count())
+    if choice:
+        parts.append(choice)
+    for name in ("torch", "transformers", "datasets"):
+        parts.append(f"{name} {environment['versions'][name]}")
+    parts.append("offline" if is_offline_mode() else "hub allowed")
+    print(" · ".join(parts))
 
 
 def writable_folder(path):
@@ -115,92 +123,91 @@ def writable_folder(path):
 def own_folder(path):
     """Creates the folder if need be, takes it for this process until it ends, and returns it as a Path.
 
-    Raises CourseError if it cannot be written, or if a living process other than those that started this one has it.
-    The lock of a dead process is taken over. Processes of another machine count as alive while they renew the lock.
+    Raises CourseError if it cannot be written, or if another process has it, unless that one started this process: a
+    kernel may use the folder of its runner. The folder of a process that died is taken over. A claim is a file and not
+    a lock of the system, because folders such as Google Drive have no such locks between two machines. So a process of
+    another machine counts as alive while it renews its claim; where a claim looks old, this waits for LEASE_SECONDS to
+    see whether it changes.
     """
-    folder, me = writable_folder(path), psutil.Process()
-    lock, family = folder / LOCK, {me.pid, *(parent.pid for parent in me.parents())}
-    mine = {"pid": me.pid, "host": platform.node(), "started": me.create_time(), "since": time.strftime("%F %T")}
-    while True:
-        try:
-            _create(lock, mine)
-            break
-        except FileExistsError:
-            text, owner = _owner(lock)
-        if owner and _alive(owner, lock):
-            if owner["host"] == mine["host"] and owner["pid"] in family:
-                return folder
-            who = f"process {owner['pid']} on {owner['host']} has been using this folder since {owner['since']}"
-            raise CourseError(f"{folder}: {who}; stop it (a notebook: shut its kernel down), or set OUTPUT_DIR.")
-        _remove(lock, text)
-    atexit.register(_release, lock, mine)
-    threading.Thread(target=_renew, args=(lock,), daemon=True).start()
+    folder = writable_folder(path)
+    claim = SoftFileLease(folder / LOCK, lease_duration=LEASE_SECONDS, thread_local=False)
+    if claim.is_lock_held_by_us:  # this cell runs for the second time
+        return folder
+    try:
+        acquired = _acquire(claim, folder)
+    except OSError as error:
+        raise CourseError(
+            f"{folder}: cannot write here ({error.strerror}); set OUTPUT_DIR to another folder."
+        ) from error
+    if not acquired:
+        owner = claim.owner
+        if owner and owner.token in os.environ.get(CLAIMS, "").split(","):
+            return folder
+        raise CourseError(f"{folder}: {_in_use(folder, owner)}, or set OUTPUT_DIR.")
+    _held.append(claim)
+    (folder / SINCE).write_text(str(time.time()))
+    atexit.register(_forget, folder / SINCE, os.getpid())
+    inherited = os.environ.get(CLAIMS)
+    os.environ[CLAIMS] = f"{inherited},{claim.token}" if inherited else claim.token
     return folder
 
 
-def _create(lock, mine):
-    """Writes the lock, there with its content at once; FileExistsError if there is one."""
-    draft = lock.with_name(f"{LOCK}.{mine['host']}.{mine['pid']}")
-    try:
-        draft.write_text(json.dumps(mine))
-        try:
-            os.link(draft, lock)
-        except FileExistsError:
-            raise
-        except OSError:  # a file system without links, such as Google Drive
-            with lock.open("x") as file:
-                json.dump(mine, file)
-    finally:
-        draft.unlink(missing_ok=True)
-
-
-def _remove(lock, text):
-    """Removes the lock with this text, of a dead owner. Of all that want to, one at a time may look and remove it, so
-    that none removes the lock of a new owner who took over in the meantime."""
-    turn = lock.with_name(f"{LOCK}.{hashlib.sha256(text.encode()).hexdigest()[:16]}")
-    try:
-        turn.touch(exist_ok=False)
-    except FileExistsError:  # somebody else's turn, which takes a moment
-        with contextlib.suppress(FileNotFoundError):
-            if time.time() - turn.stat().st_mtime > SILENT:
-                fault = "a process was killed while it took this folder over"
-                raise CourseError(f"{turn}: {fault}; delete that file.") from None
-        return time.sleep(0.02)
-    try:
-        with contextlib.suppress(FileNotFoundError):
-            if lock.read_text() == text:
-                lock.unlink()
-    finally:
-        turn.unlink()
-
-
-def _owner(lock):
-    """Text and content of the lock; None for what nobody is writing and nobody can read."""
-    text = ""
-    for _ in range(20):
-        try:
-            text = lock.read_text()
-            return text, {"pid": 0, "host": "", "started": 0.0, "since": ""} | json.loads(text)
-        except (OSError, ValueError, TypeError):  # its owner may be between creating and writing it
-            time.sleep(0.05)
-    return text, None
-
-
-def _alive(owner, lock):
-    try:
-        if owner["host"] != platform.node():
-            return time.time() - lock.stat().st_mtime < SILENT
-        return abs(psutil.Process(owner["pid"]).create_time() - owner["started"]) < 5
-    except (psutil.Error, FileNotFoundError):
+def _acquire(claim, folder):
+    """Whether the claim could be acquired; False if somebody else has it who is, or may be, alive."""
+    if _acquired(claim, 0.2):  # which is enough to take over from a process of this machine that is not there any more
+        return True
+    owner = claim.owner
+    if owner is None:  # nobody can read it: filelock removes such a file if it stays as it is for two seconds
+        return _acquired(claim, 5)
+    if not _may_be_dead(owner, folder):
         return False
+    print(f"{folder}: does process {owner.pid} on {owner.hostname} live? Waiting for {LEASE_SECONDS} s to see.")
+    return _acquired(claim, 1.25 * LEASE_SECONDS)
 
 
-def _renew(lock):
-    while lock.exists():
-        os.utime(lock)
-        time.sleep(SILENT / 5)
+def _acquired(claim, seconds):
+    """Whether the claim could be acquired within so many seconds."""
+    try:
+        claim.acquire(timeout=seconds)
+    except Timeout:
+        return False
+    return True
 
 
-def _release(lock, mine):
-    if os.getpid() == mine["pid"] and lock.exists() and _owner(lock)[1] == mine:
-        lock.unlink()
+def _may_be_dead(owner, folder):
+    """Whether the claim looks old, and no process of this machine can be its owner (one may be stopped, not dead)."""
+    try:
+        renewed = (folder / LOCK).stat().st_mtime
+    except FileNotFoundError:
+        return True  # given back in the meantime
+    if time.time() - renewed < LEASE_SECONDS:
+        return False
+    if owner.hostname.partition("?")[0] != platform.node():  # behind "?" filelock writes the number of a container
+        return True
+    try:
+        return psutil.Process(owner.pid).create_time() > _taken_at(folder)
+    except psutil.NoSuchProcess:
+        return True
+
+
+def _taken_at(folder):
+    """When the owner of the folder took it, in seconds since 1970; now, if that cannot be read (yet)."""
+    try:
+        return float((folder / SINCE).read_text())
+    except (OSError, ValueError):
+        return time.time()
+
+
+def _in_use(folder, owner):
+    """Who uses the folder, and what to do."""
+    if owner is None:
+        return f"{LOCK} in it cannot be read, so nobody can say who uses this folder; delete that file"
+    since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(_taken_at(folder)))
+    who = f"process {owner.pid} on {owner.hostname} has been using this folder since {since}"
+    return f"{who}; stop it (a notebook: shut its kernel down)"
+
+
+def _forget(file, pid):
+    """Removes the file at the end of the process `pid`, but not at the end of a fork of it."""
+    if os.getpid() == pid:
+        file.unlink(missing_ok=True)

@@ -15,7 +15,7 @@ from utils import results
 
 NOTEBOOK = ROOT / "notebooks" / f"{LESSON}.ipynb"
 MARGIN = 0.08  # measured on three seeds: 0.12 to 0.15 above the baseline
-TIMES = {"train_seconds", "rows_per_second", "real_tokens_per_second", "padded_tokens_per_second"}
+TIMES = {"train_seconds", "rows_per_second", "real_tokens_per_second", "padded_tokens_per_second", "wall_seconds"}
 
 
 def learned(record):
@@ -59,6 +59,8 @@ def test_without_learning_it_does_not(untrained):
     assert untrained.code == 0, untrained.text
     assert not learned(untrained.results)
     assert untrained.results["after"] <= 1 / 5 + 0.10
+    assert untrained.results["overrides"] == {"learning_rate": 0, "max_steps": 50}
+    assert untrained.results["settings"]["learning_rate"] == 0
 
 
 def test_a_second_run_from_elsewhere_gives_the_same_numbers(lesson, run_cells, tmp_path, monkeypatch):
@@ -80,7 +82,7 @@ def test_killed_and_run_again_it_ends_as_if_nothing_had_happened(lesson, run_kil
     done = run_killed_and_resumed(NOTEBOOK, 100, {}, cwd=tmp_path)
     assert done.code == 0, done.text
     assert "Going on from checkpoint-1" in (done.folder / f"{LESSON}.ipynb").read_text()
-    for key in set(lesson.results) - TIMES:
+    for key in set(lesson.results) - TIMES - {"settings", "overrides"}:
         assert done.results[key] == lesson.results[key], key
     for name in ("model/model.safetensors", "test_logits.npy"):
         assert (done.folder / name).read_bytes() == (lesson.folder / name).read_bytes(), name
@@ -103,6 +105,9 @@ def test_results_follow_the_contract(lesson):
     assert record["rows_per_second"] * record["train_seconds"] == pytest.approx(record["metrics"]["steps"] * 16)
     assert record["padded_tokens_per_second"] > record["real_tokens_per_second"]
     assert record["metrics"]["padding"]["every row to 512"] > 0.95
+    assert record["settings"]["model_id"] == record["model_id"] == "./data/models/tiny-bert"
+    assert (record["settings"]["learning_rate"], record["overrides"]) == (3e-4, {})
+    assert record["train_seconds"] < record["wall_seconds"] < 3600
     assert str(ROOT) not in json.dumps(record)
 
 

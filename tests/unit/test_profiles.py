@@ -88,6 +88,46 @@ def test_profiles_with_unequal_keys_are_refused():
         profiles.select(unequal, "tiny", {})
 
 
+SETTINGS = {
+    # setting        tiny                 colab            full
+    "model_id":     ("data/models/tiny",  "bert-large",   "bert-large"),
+    "batch_size":   (8,                   16,             32),
+    "lora_dropout": (None,                0.05,           0.1),
+    "modules":      (["q"],               ["q", "v"],     ["q", "v"]),
+}  # fmt: skip
+
+
+def test_a_table_with_a_row_a_setting_is_the_same_as_three_profiles():
+    assert profiles.table(SETTINGS)["tiny"] == {
+        "model_id": "data/models/tiny",
+        "batch_size": 8,
+        "lora_dropout": None,
+        "modules": ["q"],
+    }
+    assert list(profiles.table(SETTINGS)) == ["tiny", "colab", "full"]
+    for profile in ("tiny", "colab", "full"):
+        overrides = {"batch_size": 4, "lora_dropout": None}
+        wide = profiles.select(SETTINGS, profile, overrides)
+        assert wide == profiles.select(profiles.table(SETTINGS), profile, overrides)
+        assert (wide.batch_size, wide.lora_dropout, wide.modules) == (
+            4,
+            None,
+            profiles.table(SETTINGS)[profile]["modules"],
+        )
+
+
+@pytest.mark.parametrize("overrides", [{"lora_dropout": "0.1"}, {"batch_size": None}, {"modules": "q"}, {"rank": 4}])
+def test_overrides_of_a_table_are_checked_as_well(overrides):
+    with pytest.raises(CourseError, match=f"OVERRIDES: .*{next(iter(overrides))}"):
+        profiles.select(SETTINGS, "tiny", overrides)
+
+
+@pytest.mark.parametrize("row", [(8, 16), (8, 16, 32, 64), 8, "abc"])
+def test_a_row_that_is_not_three_values_is_refused(row):
+    with pytest.raises(CourseError, match=r"'batch_size': .* is not a row of the table; write three values"):
+        profiles.select(SETTINGS | {"batch_size": row}, "tiny", {})
+
+
 def test_importing_it_stays_light():
     code = "import sys, utils.profiles; sys.exit(bool({'torch', 'datasets', 'transformers'} & set(sys.modules)))"
     root = Path(profiles.__file__).parents[1]

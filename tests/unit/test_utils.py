@@ -1,16 +1,22 @@
 """The planner, the meter, results.json, the environment line and the figures, each against a number of its own."""
 
 import gc
+import inspect
 import json
 import math
+import re
+import time
+from types import SimpleNamespace
 
+import nbformat
 import numpy as np
+import psutil
 import pytest
 import torch
 from conftest import ROOT
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from utils import meter, plots, results, session
+from utils import meter, plots, profiles, results, session
 
 
 @pytest.fixture
@@ -76,8 +82,29 @@ def test_the_meter_counts_training_rows_and_tokens_only(model):
 
 
 def record(**changes):
-    values = dict.fromkeys(set(results.KEYS) - {"device", "versions", "commit"}, 1)
-    return values | {"model_id": f"{ROOT}/data/x", "dataset_id": "hub/name", "metrics": {}} | changes
+    """The arguments of results.write of a run without training."""
+    values = {
+        "lesson": "01_lesson",
+        "profile": "tiny",
+        "seed": 0,
+        "settings": profiles.select(PROFILES, "tiny", {"learning_rate": 0}),
+        "overrides": {"learning_rate": 0},
+        "model_id": f"{ROOT}/data/x",
+        "dataset_id": "hub/name",
+        "metric": "accuracy",
+        "higher_is_better": True,
+        "n_train": 10,
+        "n_eval": 5,
+        "baseline": 0.4,
+        "before": 0.2,
+        "after": 0.8,
+        "costs": None,
+        "metrics": {"steps": 3},
+    }
+    return values | changes
+
+
+PROFILES = {"tiny": {"learning_rate": 0.1, "model_id": f"{ROOT}/data/x", "data": {"test": [f"{ROOT}/a", 3]}}}
 
 
 def test_results_are_written_whole(tmp_path):
@@ -85,12 +112,81 @@ def test_results_are_written_whole(tmp_path):
     assert json.loads((tmp_path / "results.json").read_text()) == written
     assert list(written) == results.KEYS
     assert (written["model_id"], written["dataset_id"]) == ("./data/x", "hub/name")
+    assert {written[name] for name in results.COSTS} == {None}
     assert [file.name for file in tmp_path.iterdir()] == ["results.json"]
 
 
-@pytest.mark.parametrize("changes", [{"unknown": 1}, {"after": math.nan}])
-def test_results_refuse_what_is_not_in_the_contract(tmp_path, changes):
-    with pytest.raises(ValueError, match="unknown|JSON compliant"):
+def test_results_hold_settings_overrides_and_the_time_of_the_whole_lesson(tmp_path):
+    before = time.time() - psutil.Process().create_time()
+    written = results.write(tmp_path, **record())
+    assert written["settings"] == {"learning_rate": 0, "model_id": "./data/x", "data": {"test": ["./a", 3]}}
+    assert written["overrides"] == {"learning_rate": 0}
+    assert before <= written["wall_seconds"] <= before + 60
+
+
+LESSON = """
+from utils import profiles, results
+PROFILES = {"tiny": {"learning_rate": 0.1, "steps": 3}}
+run = profiles.select(PROFILES, PROFILE, OVERRIDES)
+results.write(
+    OUTPUT_DIR,
+    lesson="lesson",
+    profile=PROFILE,
+    seed=0,
+    settings=run,
+    overrides=OVERRIDES,
+    model_id=None,
+    dataset_id=None,
+    metric="accuracy",
+    higher_is_better=True,
+    n_train=0,
+    n_eval=1,
+    baseline=0.5,
+    before=0.5,
+    after=0.5,
+    costs=None,
+    metrics={},
+)
+print("Lesson complete.")
+"""
+
+
+def test_overrides_of_the_command_line_show_in_the_results(run_notebook, tmp_path):
+    parameters = nbformat.v4.new_code_cell('PROFILE = "tiny"\nOVERRIDES = {}\nOUTPUT_DIR = ""')
+    parameters.metadata["tags"] = ["parameters"]
+    notebook = nbformat.v4.new_notebook(cells=[parameters, nbformat.v4.new_code_cell(LESSON)])
+    nbformat.write(notebook, tmp_path / "lesson.ipynb")
+    done = run_notebook(tmp_path / "lesson.ipynb", "--overrides", '{"learning_rate": 0}')
+    assert done.code == 0, done.text
+    assert done.results["settings"] == {"learning_rate": 0, "steps": 3}
+    assert done.results["overrides"] == {"learning_rate": 0}
+    assert 0 < done.results["wall_seconds"] < 600
+
+
+def test_every_key_of_the_results_is_explained():
+    source = inspect.getsource(results.RunRecord)
+    assert len(re.findall(r'^    \w+: .*\n    """', source, re.MULTILINE)) == len(results.KEYS)
+
+
+def test_the_cost_of_a_training(model, tmp_path):
+    cost = SimpleNamespace(rows=20, real_tokens=300, padded_tokens=400, seconds=10.0, peak_bytes=None)
+    numbers = results.costs(model, {"total": 7}, cost)
+    assert list(numbers) == results.COSTS
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    assert numbers["total_parameters"] == numbers["trainable_parameters"] == parameters
+    assert (numbers["weights_bytes"], numbers["planned_peak_bytes"]) == (4 * parameters, 7)
+    rates = [numbers[f"{name}_per_second"] for name in ("rows", "real_tokens", "padded_tokens")]
+    assert rates == [2.0, 30.0, 40.0]
+    assert results.costs(model, {"total": 7}, cost, total_parameters=5)["total_parameters"] == 5
+    assert results.write(tmp_path, **record(costs=numbers))["rows_per_second"] == 2.0
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [({"unknown": 1}, TypeError), ({"costs": {"unknown": 1}}, TypeError), ({"after": math.nan}, ValueError)],
+)
+def test_results_refuse_what_is_not_in_the_contract(tmp_path, changes, error):
+    with pytest.raises(error, match="unknown|JSON compliant"):
         results.write(tmp_path, **record(**changes))
     assert list(tmp_path.iterdir()) == []
 
@@ -98,8 +194,20 @@ def test_results_refuse_what_is_not_in_the_contract(tmp_path, changes):
 def test_results_refuse_a_missing_key(tmp_path):
     values = record()
     del values["baseline"]
-    with pytest.raises(ValueError, match="baseline"):
+    with pytest.raises(TypeError, match="baseline"):
         results.write(tmp_path, **values)
+    with pytest.raises(TypeError, match="weights_bytes"):
+        results.write(tmp_path, **record(costs={"trainable_parameters": 1}))
+
+
+def test_receipts_of_earlier_runs_are_still_read():
+    """They have neither settings nor overrides nor wall_seconds."""
+    for lesson in ("01", "02", "03", "04", "05"):
+        table = results.benchmarks(lesson)
+        rates = [row["real tokens/s"] for row in table.values()]
+        assert rates == sorted(rates)
+        assert rates[0] > 0
+        assert all(row["card"].startswith("H") for row in table.values())
 
 
 def test_the_environment_in_one_line(capsys, monkeypatch):
@@ -114,6 +222,17 @@ def test_the_environment_in_one_line(capsys, monkeypatch):
     line = capsys.readouterr().out
     assert line.startswith("Not ready: torch 0.1 (needs ")
     assert "pip install -r requirements.txt" in line
+
+
+def test_a_line_that_tells_which_gpu_was_chosen(capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    monkeypatch.setenv("COURSE_ALL_GPUS", "0,1")
+    session.report()
+    assert " · GPU 0 of 2 · torch " in capsys.readouterr().out
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    session.report()
+    assert "2 GPUs at once, because torch was at work before `utils`: restart the kernel" in capsys.readouterr().out
 
 
 def test_figures_are_saved(tmp_path):

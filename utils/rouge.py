@@ -1,0 +1,61 @@
+"""ROUGE through the interface of `evaluate`, without a download: Google's `rouge_score` counts, as papers do.
+
+Source: Lin, ROUGE: A Package for Automatic Evaluation of Summaries, 2004.
+"""
+
+import functools
+import re
+
+import datasets
+import evaluate
+from nltk.stem import PorterStemmer
+from rouge_score import tokenize, tokenizers
+
+
+class CachedStemmer(tokenizers.Tokenizer):
+    """The tokenizer that rouge_score takes for `use_stemmer=True`, with a memory.
+
+    The scores are the same, in a tenth of the time: to stem the same words again and again takes most of it.
+    """
+
+    stem = staticmethod(functools.cache(PorterStemmer().stem))
+
+    def tokenize(self, text):
+        """The words of a text as a list: lower case, those of more than three letters without their endings."""
+        return tokenize.tokenize(text, self)
+
+
+def one_sentence_a_line(text):
+    """The text with one sentence a line, as rougeLsum needs it; split after . ! ? that a space follows."""
+    return re.sub(r"(?<=[.!?])\s+", "\n", text.strip())
+
+
+class Rouge(evaluate.Metric):
+    """What `evaluate.load("rouge")` would fetch from the hub: `compute(predictions=..., references=...)`.
+
+    Returns {type: F1, 0 to 1}, the mean over the rows, or one value a row with `use_aggregator=False`. The types are
+    those of `scorer`, a `rouge_score.rouge_scorer.RougeScorer`.
+    """
+
+    def __init__(self, scorer):
+        super().__init__(keep_in_memory=True)
+        self.scorer = scorer
+
+    def _info(self):
+        text = datasets.Value("string")
+        return evaluate.MetricInfo(
+            description=__doc__,
+            citation="Lin 2004",
+            inputs_description="predictions and references: lists of strings",
+            features=datasets.Features({"predictions": text, "references": text}),
+        )
+
+    def _compute(self, predictions, references, use_aggregator=True):
+        values = {rouge_type: [] for rouge_type in self.scorer.rouge_types}
+        for prediction, reference in zip(predictions, references, strict=True):
+            scores = self.scorer.score(one_sentence_a_line(reference), one_sentence_a_line(prediction))
+            for rouge_type in values:
+                values[rouge_type].append(scores[rouge_type].fmeasure)
+        if not use_aggregator:
+            return values
+        return {rouge_type: sum(row) / len(row) for rouge_type, row in values.items()}

@@ -1,0 +1,75 @@
+"""What has to be decided before torch is imported: the number of threads, and one GPU for one process.
+
+`import utils` does it, whatever part is imported first. Only the standard library is used here.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+GPUS = "CUDA_VISIBLE_DEVICES"  # CUDA reads it once, when it starts
+ALL_GPUS = "COURSE_ALL_GPUS"  # what GPUS named before this module chose the first of them
+LAUNCHER = ("WORLD_SIZE", "RANK", "LOCAL_RANK")  # torchrun and accelerate set these for each of their processes
+
+
+def one_gpu(environment, installed):
+    """The environment variables to set so that a single process uses one GPU; an empty dict if nothing is to change.
+
+    environment: the variables of the process; installed: the number of GPUs of the machine. Trainer would share each
+    batch among all GPUs that it sees (DataParallel, with as many times the batch), and device_map="auto" would split
+    the model. Whoever wants several GPUs starts a process for each (torchrun, accelerate); those are left alone, and so
+    is a single GPU that somebody chose, and an empty list, which means no GPU. ALL_GPUS keeps the whole list: a process
+    that starts torchrun gives it back as CUDA_VISIBLE_DEVICES.
+    """
+    if any(name in environment for name in LAUNCHER):
+        return {}
+    if GPUS in environment:
+        names = [name.strip() for name in environment[GPUS].split(",") if name.strip()]
+    else:
+        names = [str(number) for number in range(installed)]
+    if len(names) < 2:
+        return {}
+    return {GPUS: names[0], ALL_GPUS: ",".join(names)}
+
+
+def count_gpus():
+    """How many NVIDIA GPUs this machine has, counted without torch and without starting CUDA."""
+    driver = Path("/proc/driver/nvidia/gpus")  # a folder a GPU; not everywhere, for example not in WSL
+    if driver.is_dir():
+        return len(list(driver.iterdir()))
+    if shutil.which("nvidia-smi") is None:
+        return 0
+    try:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return 0
+    return sum(line.startswith("GPU ") for line in listed.splitlines())
+
+
+def prepare():
+    """Sets the number of threads and the GPU of this process, unless somebody has set them before."""
+    # A fixed number of threads: sums are the same on any number of cores. Threads that wait for each other give way
+    # soon: else a busy machine stalls (a step took 30 times as long, on two cores).
+    os.environ.setdefault("OMP_NUM_THREADS", "2")
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        return  # too late: `chosen_gpu` says so
+    installed = 0 if GPUS in os.environ else count_gpus()
+    os.environ.update(one_gpu(os.environ, installed))
+
+
+def chosen_gpu(environment, seen):
+    """Which of several GPUs this process uses, in words; an empty string if there is nothing to tell.
+
+    environment: the variables of the process; seen: the number of GPUs that torch sees in it.
+    """
+    if any(name in environment for name in LAUNCHER):
+        return ""
+    if seen > 1:
+        return f"{seen} GPUs at once, because torch was at work before `utils`: restart the kernel and run all cells"
+    if seen == 1 and ALL_GPUS in environment:
+        return f"GPU {environment[GPUS]} of {len(environment[ALL_GPUS].split(','))}"
+    return ""
