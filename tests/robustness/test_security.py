@@ -81,7 +81,11 @@ def pickled(tmp_path):
 
 
 def test_a_hub_model_with_a_pickle_only_is_refused_and_it_is_not_even_fetched(pickled, tmp_path):
-    refused = ask(pickled.address, tmp_path / "home", "from utils.training import model_files; model_files.check_model('some/opt')")
+    refused = ask(
+        pickled.address,
+        tmp_path / "home",
+        "from utils.training import model_files; model_files.check_model('some/opt')",
+    )
     assert "CourseError: some/opt: there are no weights in the safetensors format; a pickle can run" in refused.stderr
     assert "/some/opt/resolve/main/model.safetensors" in pickled.asked
     assert not any(path.endswith(".bin") for path in pickled.asked)
