@@ -281,6 +281,10 @@ def drift(tree):
                         found.append(f"{module.__name__} has no {alias.name}")
                         continue
                     imported[name] = getattr(module, alias.name) if isinstance(node, ast.ImportFrom) else module
+        if isinstance(node, ast.ClassDef):  # it is called like the class of the stack that it is made of
+            for base in node.bases:
+                if ast.unparse(base) in imported:
+                    imported[node.name] = imported[ast.unparse(base)]
         for target in getattr(node, "targets", [getattr(node, "target", None)]):
             if isinstance(target, ast.Name) and getattr(node, "value", None):
                 assigned.setdefault(target.id, []).append(node.value)
@@ -322,6 +326,10 @@ def test_every_keyword_is_one_of_the_installed_stack(path):
         ("from transformers import TFTrainer", "transformers has no TFTrainer"),
         ("from trl import SFTConfig\nSFTConfig('x', max_seq_length=1)", "SFTConfig does not know ['max_seq_length']"),
         ("from transformers import Trainer\nTrainer(tokenizer=1)", "Trainer does not know ['tokenizer']"),
+        (
+            "from transformers import Trainer\nclass Mine(Other, Trainer):\n    pass\nMine(tokenizer=1)",
+            "Mine does not know ['tokenizer']",
+        ),
         ("from transformers import TrainingArguments as T\nT('x', evaluation_strategy='no')", "evaluation_strategy"),
         ("from peft import LoraConfig\nmore = dict(rank=2)\nLoraConfig(**more)", "LoraConfig does not know ['rank']"),
         ("import bitsandbytes as bnb\nbnb.functional.quantize_8bit_blocks(x, y=1)", "quantize_8bit_blocks is no more"),
