@@ -125,7 +125,17 @@ def imports_of(tree):
                     imported[alias.asname or alias.name] = getattr(module, alias.name)
                 else:
                     faults.append(f"{node.module} has no {alias.name}")
+    _add_subclasses(tree, imported)
     return imported, faults
+
+
+def _add_subclasses(tree, imported):
+    """A class of the notebook that is made of one of the stack's is called like that one."""
+    for node in tree:
+        if isinstance(node, ast.ClassDef):
+            for base in node.bases:
+                if ast.unparse(base) in imported:
+                    imported[node.name] = imported[ast.unparse(base)]
 
 
 def is_of_the_stack(module):

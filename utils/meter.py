@@ -1,76 +1,111 @@
 """The meter: what a training took, and bytes of weights, optimizer states and saved tensors."""
 
-import contextlib
 import gc
 import time
-from types import SimpleNamespace
 
-GIB = 2**30
+import torch
+
+from utils.training.hooks import ForwardHookCallback
+
+
+class Meter(ForwardHookCallback):
+    """Callback that meters a training; its attributes are complete when `trainer.train()` is done.
+
+    seconds: from the beginning of the training to its end, with evaluations and checkpoints. rows, real_tokens
+    (attention mask 1) and padded_tokens (all positions): what went forward in training, evaluation left out.
+    peak_bytes: the most that was allocated on the GPU at once, None where there is no GPU.
+    A second training is metered anew.
+    """
+
+    def __init__(self):
+        self._begin_at_zero()
+
+    def _begin_at_zero(self):
+        self.rows = 0
+        self.real_tokens = 0
+        self.padded_tokens = 0
+        self.seconds = None
+        self.peak_bytes = None
+        self._started = None
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        """Clears away what nobody refers to any more, and begins to count."""
+        gc.collect()
+        self._begin_at_zero()
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        super().on_train_begin(args, state, control, model=model, **kwargs)
+        self._started = time.perf_counter()
+
+    def add_hook(self, model):
+        """Looks at what each forward pass of `model` is given."""
+        return model.register_forward_pre_hook(self.count, with_kwargs=True)
+
+    def count(self, module, args, inputs):
+        """Counts the rows and tokens of a batch, unless it is one of an evaluation."""
+        if not module.training:
+            return
+        mask = inputs["attention_mask"]
+        self.rows += mask.shape[0]
+        self.real_tokens = self.real_tokens + mask.sum()  # stays on the device: no wait in every step
+        self.padded_tokens += mask.numel()
+
+    def on_train_end(self, args, state, control, **kwargs):
+        """Ends the count; from now on the attributes are plain numbers."""
+        super().on_train_end(args, state, control, **kwargs)
+        self.real_tokens = int(self.real_tokens)
+        self.seconds = time.perf_counter() - self._started
+        if torch.cuda.is_available():
+            self.peak_bytes = torch.cuda.max_memory_allocated()
 
 
 def tensor_bytes(tensors):
     """Bytes of the distinct storages behind `tensors`: a weight used twice counts once."""
-    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
+    storages = {}
+    for tensor in tensors:
+        storage = tensor.untyped_storage()
+        storages[storage.data_ptr()] = storage.nbytes()
+    return sum(storages.values())
 
 
 def weight_bytes(model):
     """Bytes of all parameters of `model`, with the scales of 4-bit weights, which bitsandbytes keeps beside them."""
     tensors = list(model.parameters())
-    for state in [p.quant_state for p in model.parameters() if getattr(p, "quant_state", None) is not None]:
+    for parameter in model.parameters():
+        state = getattr(parameter, "quant_state", None)
+        if state is None:
+            continue
         tensors += [state.absmax, state.code]
-        tensors += [state.offset, state.state2.absmax, state.state2.code] if state.nested else []
+        if state.nested:  # the scales are in 8 bits and have scales of their own
+            tensors += [state.offset, state.state2.absmax, state.state2.code]
     return tensor_bytes(tensors)
 
 
 def optimizer_bytes(optimizer):
     """Bytes of all state tensors that `optimizer` holds, counted; zero before its first step."""
     optimizer = getattr(optimizer, "optimizer", optimizer)  # Trainer's accelerate wraps it
-    states = [v for state in optimizer.state.values() for v in state.values()]
-    return tensor_bytes(v for v in states if hasattr(v, "untyped_storage"))
+    tensors = []
+    for state in optimizer.state.values():
+        tensors += [value for value in state.values() if torch.is_tensor(value)]
+    return tensor_bytes(tensors)
 
 
 def saved_bytes(model, batch):
-    """Bytes that autograd keeps for the backward pass of one training forward pass of `batch` (a dict of tensors),
-    parameters and buffers left out; counted by hooks on the tensors that operations save."""
-    import torch
+    """Bytes that autograd keeps for the backward pass of one training forward pass of `batch`, a dict of tensors.
 
-    own = {t.untyped_storage().data_ptr() for t in [*model.parameters(), *model.buffers()]}
-    saved, was_training = {}, model.training
+    Parameters and buffers are left out. They are counted by hooks on the tensors that operations save.
+    """
+    weights = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
+    saved = {}  # address: storage, which is held so that no address is used twice
 
     def keep(tensor):  # returns nothing: a graph that held its own results this way would never be freed
-        if tensor.untyped_storage().data_ptr() not in own:
-            saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()  # held: no address is used twice
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            saved[storage.data_ptr()] = storage
 
+    was_training = model.training
     model.train()
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda nothing: nothing):
         model(**{name: value.to(model.device) for name, value in batch.items()})
     model.train(was_training)
     return sum(storage.nbytes() for storage in saved.values())
-
-
-@contextlib.contextmanager
-def measure(model):
-    """Meters the training inside the `with` block; what it yields is complete when the block ends: seconds; rows,
-    real_tokens (attention mask 1) and padded_tokens (all positions) that went forward in training, evaluation left out;
-    peak_bytes allocated on the GPU, or None where there is none. Clears away what nobody refers to any more first."""
-    import torch
-
-    gc.collect()
-    cost = SimpleNamespace(rows=0, real_tokens=0, padded_tokens=0, peak_bytes=None)
-
-    def count(module, args, inputs):
-        if module.training:
-            mask = inputs["attention_mask"]
-            cost.rows += mask.shape[0]
-            cost.real_tokens = cost.real_tokens + mask.sum()  # stays on the device: no wait in every step
-            cost.padded_tokens += mask.numel()
-
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-    hook, started = model.register_forward_pre_hook(count, with_kwargs=True), time.perf_counter()
-    yield cost
-    hook.remove()
-    cost.real_tokens = int(cost.real_tokens)
-    cost.seconds = time.perf_counter() - started
-    if torch.cuda.is_available():
-        cost.peak_bytes = torch.cuda.max_memory_allocated()

@@ -129,7 +129,7 @@ def whole(tmp_path):
     for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
         torch.save({"state": torch.arange(50)}, checkpoint / name)
     (checkpoint / "trainer_state.json").write_text('{"global_step": 5, "max_steps": 9}')
-    assert weight_files.fault(checkpoint) == ""
+    assert weight_files.why_unusable(checkpoint) == ""
     assert checkpoints.last_complete(tmp_path) == checkpoint
     return checkpoint
 
@@ -139,7 +139,7 @@ def test_a_file_cut_anywhere_is_found(whole, name):
     content = (whole / name).read_bytes()
     for length in (*range(0, len(content), 97), len(content) - 2):
         (whole / name).write_bytes(content[:length])
-        assert name in weight_files.fault(whole), length
+        assert name in weight_files.why_unusable(whole), length
 
 
 def test_a_changed_byte_in_an_archive_and_a_longer_weights_file_are_found(whole):
@@ -148,13 +148,13 @@ def test_a_changed_byte_in_an_archive_and_a_longer_weights_file_are_found(whole)
     (whole / "optimizer.pt").write_bytes(content)
     with (whole / "model.safetensors").open("ab") as file:
         file.write(b"\0")
-    assert weight_files.fault(whole) == "model.safetensors, optimizer.pt is not whole"
+    assert weight_files.why_unusable(whole) == "model.safetensors, optimizer.pt is not whole"
 
 
 def test_a_missing_part_of_split_weights_is_found(whole):
     index = {"weight_map": {"a": "model.safetensors", "c": "model-00002-of-00002.safetensors"}}
     (whole / "model.safetensors.index.json").write_text(json.dumps(index))
-    assert weight_files.fault(whole) == "model-00002-of-00002.safetensors is not whole"
+    assert weight_files.why_unusable(whole) == "model-00002-of-00002.safetensors is not whole"
 
 
 class Payload:

@@ -81,7 +81,11 @@ def pickled(tmp_path):
 
 
 def test_a_hub_model_with_a_pickle_only_is_refused_and_it_is_not_even_fetched(pickled, tmp_path):
-    refused = ask(pickled.address, tmp_path / "home", "from utils import guard; model_files.check_model('some/opt')")
+    refused = ask(
+        pickled.address,
+        tmp_path / "home",
+        "from utils.training import model_files; model_files.check_model('some/opt')",
+    )
     assert "CourseError: some/opt: there are no weights in the safetensors format; a pickle can run" in refused.stderr
     assert "/some/opt/resolve/main/model.safetensors" in pickled.asked
     assert not any(path.endswith(".bin") for path in pickled.asked)
@@ -89,7 +93,7 @@ def test_a_hub_model_with_a_pickle_only_is_refused_and_it_is_not_even_fetched(pi
 
 
 def test_where_the_hub_has_a_pickle_only_the_bots_copy_is_loaded_and_the_pickle_is_not_fetched(pickled, tmp_path):
-    code = "from utils import guard; model_files.check_model('some/opt', converted=True);"
+    code = "from utils.training import model_files; model_files.check_model('some/opt', converted=True);"
     code += "from transformers import AutoModelForCausalLM;"
     code += "model = AutoModelForCausalLM.from_pretrained('some/opt', use_safetensors={});"
     code += "print(model.get_input_embeddings().weight.double().sum().item())"

@@ -37,11 +37,16 @@ from transformers import (
     set_seed,
 )
 
+from utils import training
 from utils.training import checkpoints
 
 STEPS, SAVE, FILES = 22, 5, 6  # an epoch has 8 steps; the weights, four of torch.save, and trainer_state.json
 TOKENIZER = Path(__file__).resolve().parents[2] / "data" / "models" / "tiny-bert"
 TIMES = ("runtime", "per_second", "total_flos", "train_loss")
+
+
+class LessonTrainer(training.OutOfMemoryRetry, Trainer):
+    """As in the lessons."""
 
 
 class Die(TrainerCallback):
@@ -147,7 +152,9 @@ def make(folder, callbacks=(), adapter=False, **changes):
     options |= dict(use_cpu=True, restore_callback_states_from_checkpoint=True)
     args = TrainingArguments(folder, **options | changes)
     data = dict(train_dataset=rows, eval_dataset=rows.select(range(8)), processing_class=tokenizer)
-    return Trainer(model, args, **data, callbacks=[*callbacks], data_collator=default_data_collator)
+    trainer = LessonTrainer(model, args, **data, callbacks=[*callbacks], data_collator=default_data_collator)
+    trainer.model_accepts_loss_kwargs = False  # the loss is a mean over its rows
+    return trainer
 
 
 def train(folder, resume=False, callbacks=(), patience=9, cold=False, **changes):
@@ -155,7 +162,7 @@ def train(folder, resume=False, callbacks=(), patience=9, cold=False, **changes)
     said = io.StringIO()
     with contextlib.redirect_stdout(said):
         trainer = make(folder, [EarlyStoppingCallback(patience), *callbacks], **changes)
-        checkpoint = checkpoints.start(trainer, resume, cold)
+        checkpoint = training.prepare(trainer, resume=resume, cold=cold)
         trainer.train(resume_from_checkpoint=checkpoint)
     state = trainer.model.state_dict()
     digest = hashlib.sha256(b"".join(value.numpy().tobytes() for value in state.values())).hexdigest()

@@ -8,9 +8,9 @@ import pytest
 import torch
 from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
 
+from utils import training
 from utils.errors import CourseError
 from utils.speed import cuda_graphs
-from utils.training import out_of_memory
 
 CONFIG = BertConfig(vocab_size=99, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64)
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -237,6 +237,10 @@ def test_only_what_is_forgotten_gives_its_memory_back():
     assert reserved[2] < 0.3 * reserved[0]
 
 
+class RetryTrainer(training.OutOfMemoryRetry, Trainer):
+    """As in the lessons."""
+
+
 @GPU
 def test_out_of_memory_it_goes_on_with_half_of_the_rows(tmp_path, capsys):
     """64 rows take 2.5 GiB by the plan, 32 take 1.3; of 2.3, one is reserved before by what nobody uses any more."""
@@ -245,9 +249,8 @@ def test_out_of_memory_it_goes_on_with_half_of_the_rows(tmp_path, capsys):
     model = BertForSequenceClassification(BertConfig(**CONFIG.to_dict() | shape)).cuda()
     rows = [{name: value[0] for name, value in batch(1, 256).items()} for _ in range(64)]
     settings = dict(per_device_train_batch_size=64, max_steps=2, report_to="none", save_strategy="no")
-    trainer = Trainer(model, TrainingArguments(tmp_path, **settings), train_dataset=rows)
+    trainer = RetryTrainer(model, TrainingArguments(tmp_path, **settings), train_dataset=rows)
     trainer.model_accepts_loss_kwargs = False
-    out_of_memory.halve_when_full(trainer)
     torch.empty(2**30, dtype=torch.uint8, device="cuda")
     card = torch.cuda.get_device_properties(0).total_memory
     torch.cuda.set_per_process_memory_fraction(2.3 * 2**30 / card)

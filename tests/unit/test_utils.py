@@ -70,17 +70,6 @@ def test_a_tied_weight_counts_once():
     assert meter.tensor_bytes([weight, weight.T, torch.zeros(5)]) == 420
 
 
-def test_the_meter_counts_training_rows_and_tokens_only(model):
-    with meter.measure(model) as cost:
-        model.train()(**batch_of(4, 10))
-        model.eval()(**batch_of(4, 10))
-    assert (cost.rows, cost.real_tokens, cost.padded_tokens) == (4, 35, 40)
-    assert cost.seconds > 0
-    assert cost.peak_bytes is None or torch.cuda.is_available()
-    model.train()(**batch_of(4, 10))
-    assert cost.rows == 4, "the meter must stop with the block"
-
-
 def record(**changes):
     """The arguments of results.write of a run without training."""
     values = {

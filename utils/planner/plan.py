@@ -1,7 +1,6 @@
 """The planner: what a run will need, by component, before it starts."""
 
 from utils.errors import CourseError, closest
-from utils.meter import GIB
 from utils.planner.families import FAMILIES
 from utils.planner.families.gated import gated
 from utils.planner.families.opt import opt
@@ -20,6 +19,7 @@ from utils.planner.settings import (
 )
 from utils.planner.simulate import _net, _state_bytes, simulate
 from utils.planner.tape import Weight
+from utils.units import GIB
 
 
 class Plan(dict):

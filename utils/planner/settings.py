@@ -5,9 +5,9 @@ import sys
 from pathlib import Path
 
 from utils.errors import CourseError, closest
-from utils.meter import GIB
 from utils.paths import ROOT
 from utils.planner.layers import HEADS
+from utils.units import GIB
 
 PARTS = ("weights", "adapters", "gradients", "optimizer states", "activations", "logits and loss", "temporary")
 PARTS += ("CUDA libraries",)

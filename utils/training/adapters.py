@@ -9,9 +9,11 @@ from pathlib import Path
 import torch
 
 from utils.errors import CourseError, closest
-from utils.training.weight_files import safe_weights
+from utils.training.weight_files import refuse_pickles
 
 FINGERPRINT = "base_fingerprint.json"
+TOKENIZER = "tokenizer.json"
+ADDED_BY_PEFT = {"classifier", "score"}  # to modules_to_save, for SEQ_CLS; a model has one of them
 
 
 def linear4bit(model):
@@ -31,18 +33,19 @@ def check_quantized(model):
     layers = linear4bit(model)
     if not layers:
         raise CourseError("no layer of the model is in 4 bits; pass quantization_config to from_pretrained.")
-    if new := [name for name, layer in layers.items() if getattr(layer.weight, "quant_state", None) is None]:
+    new = [name for name, layer in layers.items() if getattr(layer.weight, "quant_state", None) is None]
+    if new:
         remedy = f"pass llm_int8_skip_modules={new} to BitsAndBytesConfig, so that it stays a plain layer and can learn"
         raise CourseError(f"{new[0]}: the checkpoint has no weights for it, yet it is a 4-bit layer; {remedy}.")
     for name, layer in layers.items():
         if layer.support_avx512bf16_for_cpu and layer.weight.device.type == "cpu":
-            fault = "an evaluation on this CPU would make it unfit for training"
-            raise CourseError(f"{name}: {fault}; call adapters.keep_trainable(model) first.")
+            problem = "an evaluation on this CPU would make it unfit for training"
+            raise CourseError(f"{name}: {problem}; call adapters.keep_trainable(model) first.")
     for name, layer in layers.items():
         if not unpacks_rightly(layer.in_features, layer.weight.device):
             remedy = "take a model whose widths are multiples of 64, or a GPU"
-            fault = f"bitsandbytes unpacks rows of {layer.in_features} wrongly on this CPU"
-            raise CourseError(f"{name}: {fault}; {remedy}.")
+            problem = f"bitsandbytes unpacks rows of {layer.in_features} wrongly on this CPU"
+            raise CourseError(f"{name}: {problem}; {remedy}.")
     return layers
 
 
@@ -68,70 +71,124 @@ def keep_trainable(model):
 
 
 def check_targets(model, lora_config):
-    """Checks that each name in `target_modules` and `modules_to_save` is a module of `model`; PEFT itself says nothing
-    while at least one name fits. Raises CourseError with the closest name that exists."""
-    modules = dict(model.named_modules())
-    linear = {name.split(".")[-1] for name, module in modules.items() if hasattr(module, "in_features")}
+    """Checks that each name in `target_modules` and `modules_to_save` is a module of `model`.
+
+    PEFT itself says nothing while at least one name fits. Raises CourseError with the closest name that exists.
+    """
+    modules = [name for name, _ in model.named_modules()]
+    linear = {name.split(".")[-1] for name, module in model.named_modules() if hasattr(module, "in_features")}
     heads = {name for name, _ in model.named_children()}
-    for field, known in (("target_modules", linear), ("modules_to_save", heads)):
-        wanted = getattr(lora_config, field) or ()
-        if isinstance(wanted, str):  # a pattern for whole names, or "all-linear"
-            wanted = {wanted} - {"all-linear", *(wanted for name in modules if re.fullmatch(wanted, name))}
-        # PEFT itself adds both of these for SEQ_CLS, and a model has one of them
-        own = {"classifier", "score"} if lora_config.task_type == "SEQ_CLS" and known is heads else set()
-        for name in sorted(set(wanted) - own):
-            if not any(f".{full}".endswith(f".{name}") for full in modules):
-                hint = f"closest: {closest(name, sorted(known))!r}; there are: {', '.join(sorted(known)[:12])}"
-                raise CourseError(f"LoraConfig: {field} names {name!r}, which is no module of the model ({hint}).")
+    added_by_peft = ADDED_BY_PEFT if lora_config.task_type == "SEQ_CLS" else set()
+    refuse_missing("target_modules", missing_names(lora_config.target_modules, modules), linear)
+    refuse_missing("modules_to_save", missing_names(lora_config.modules_to_save, modules, added_by_peft), heads)
+
+
+def refuse_missing(field, missing, candidates):
+    """Raises CourseError for the first of the missing names of a field of LoraConfig, with the closest candidate."""
+    for name in missing:
+        hint = f"closest: {closest(name, sorted(candidates))!r}; there are: {', '.join(sorted(candidates)[:12])}"
+        raise CourseError(f"LoraConfig: {field} names {name!r}, which is no module of the model ({hint}).")
+
+
+def missing_names(wanted, modules, added_by_peft=frozenset()):
+    """Those of the wanted names that no module has, sorted.
+
+    wanted: a list of names or of their ends, a pattern for whole names, "all-linear", or None. modules: full names.
+    """
+    if not wanted or wanted == "all-linear":
+        return []
+    if isinstance(wanted, str):  # a pattern
+        matches = any(re.fullmatch(wanted, name) for name in modules)
+        return [] if matches or wanted in added_by_peft or is_module(wanted, modules) else [wanted]
+    return sorted(name for name in set(wanted) - added_by_peft if not is_module(name, modules))
+
+
+def is_module(name, modules):
+    """Whether a name, or the end of it behind a dot, is that of a module."""
+    return any(full == name or full.endswith(f".{name}") for full in modules)
 
 
 def fingerprint(model):
-    """{name: shape, mean, std and some values} of weights of the base model: embeddings and norms, which stay
-    unquantized, and linear layers of its numbered layers, unpacked if they are in 4 bits ("rounded")."""
-    plain = {}
+    """{name: shape, mean, std and some values} of weights of the base model.
+
+    They are embeddings and norms, which stay unquantized, and linear layers of its numbered layers, unpacked if they
+    are in 4 bits ("rounded").
+    """
+    samples = {}
+    unquantized = unquantized_weights(model)
+    names = list(unquantized)
+    for name in names[:4] + names[-4:]:
+        samples[name] = sample_of(unquantized[name], 8)
+    linear = linear_layers(model)
+    names = list(linear)
+    for name in names[:: max(1, len(names) // 4)]:
+        samples[name] = sample_of(unpacked(linear[name]), 64)
+        samples[name]["rounded"] = True
+    return samples
+
+
+def unquantized_weights(model):
+    """{name in the base model: weight} of embeddings and norms, those of adapters left out."""
+    weights = {}
     for name, parameter in model.named_parameters():
-        if re.search("embed|norm|shared", name, re.IGNORECASE) and not re.search(r"lora_|modules_to_save", name):
-            plain[_base_name(name)] = parameter.detach()
-    found = {name: _sample(plain[name], 8) for name in [*plain][:4] + [*plain][-4:]}
-    linear = {}
+        is_unquantized = re.search("embed|norm|shared", name, re.IGNORECASE)
+        is_of_adapter = re.search(r"lora_|modules_to_save", name)
+        if is_unquantized and not is_of_adapter:
+            weights[base_name(name)] = parameter.detach()
+    return weights
+
+
+def linear_layers(model):
+    """{name of its weight in the base model: layer} of the linear layers inside numbered layers."""
+    layers = {}
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.Linear) and re.search(r"\.\d+\.", name) and "lora_" not in name:
-            linear[f"{_base_name(name)}.weight"] = module
-    for name in [*linear][:: max(1, len(linear) // 4)]:
-        found[name] = _sample(_unpacked(linear[name]), 64) | {"rounded": True}
-    return found
+            layers[f"{base_name(name)}.weight"] = module
+    return layers
 
 
-def _base_name(name):
+def base_name(name):
     """The name that a part of a PEFT model has in its base model."""
     return re.sub(r"^base_model\.model\.", "", name).replace(".base_layer", "")
 
 
-def _unpacked(layer):
+def unpacked(layer):
     """The weights of a linear layer, as numbers also if it is in 4 bits."""
-    if (state := getattr(layer.weight, "quant_state", None)) is None:
+    state = getattr(layer.weight, "quant_state", None)
+    if state is None:
         return layer.weight.detach()
     from bitsandbytes.functional import dequantize_4bit
 
     return dequantize_4bit(layer.weight.detach(), state)
 
 
-def _sample(weight, count):
+def sample_of(weight, count):
     """Shape, mean, std and `count` values of a weight, evenly spread."""
     values = weight.flatten()
-    some = values[torch.linspace(0, len(values) - 1, count, dtype=torch.double).long()].double().tolist()
+    places = torch.linspace(0, len(values) - 1, count, dtype=torch.double).long()
+    chosen = values[places].double().tolist()
     values = values[: 2**20].double()  # enough; a copy of all of a large embedding would not fit everywhere
-    return {"shape": [*weight.shape], "mean": values.mean().item(), "std": values.std().item(), "values": some}
+    return {
+        "shape": list(weight.shape),
+        "mean": values.mean().item(),
+        "std": values.std().item(),
+        "values": chosen,
+    }
 
 
 def save_fingerprint(model, folder):
     """Writes what tells the base of `model`, and the tokenizer in the adapter's `folder`, from others into it."""
-    found = fingerprint(model) | {"tokenizer.json": _digest(Path(folder) / "tokenizer.json")}
-    (Path(folder) / FINGERPRINT).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    folder = Path(folder)
+    samples = fingerprint(model)
+    samples[TOKENIZER] = digest_of(folder / TOKENIZER)
+    (folder / FINGERPRINT).write_text(json.dumps(samples, indent=1) + "\n", encoding="utf-8")
 
 
-def _digest(file):
-    return hashlib.sha256(file.read_bytes()).hexdigest() if file.exists() else None
+def digest_of(file):
+    """The SHA-256 of a file in hexadecimal, or None if there is none."""
+    if not file.exists():
+        return None
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def check_base(model, folder):
@@ -140,25 +197,42 @@ def check_base(model, folder):
     Values may differ by rounding (bfloat16, float16, 4 bits) only; weights of another model are refused, equal shapes
     too. So are an adapter that is not in the safetensors format, and another tokenizer than it was saved with.
     """
-    safe_weights(folder)
+    refuse_pickles(folder)
     path = Path(folder) / FINGERPRINT
     if not path.exists():
         remedy = "save it beside the adapter with adapters.save_fingerprint(model, folder)"
         raise CourseError(f"{path}: not found, so nobody knows which base this adapter belongs to; {remedy}.")
-    saved, here = json.loads(path.read_text("utf-8")), fingerprint(model)
-    tokenizer = _digest(Path(folder) / "tokenizer.json")
-    if tokenizer != saved.pop("tokenizer.json", tokenizer):  # an older fingerprint does not know it
+    saved = json.loads(path.read_text("utf-8"))
+    tokenizer = digest_of(Path(folder) / TOKENIZER)
+    saved_tokenizer = saved.pop(TOKENIZER, tokenizer)  # an older fingerprint does not know it
+    if tokenizer != saved_tokenizer:
         remedy = "its words have other numbers; restore it, or train anew and save with save_fingerprint"
         raise CourseError(f"{folder}: tokenizer.json is not the one that this adapter was saved with; {remedy}.")
-    for name, want in saved.items():
-        have = here.get(name)
-        if (same := have is not None and have["shape"] == want["shape"]) and want.get("rounded"):
-            pair = torch.tensor([have["values"], want["values"]])
-            same = bool(torch.corrcoef(pair)[0, 1] > 0.9) or torch.equal(*pair)
-        elif same:
-            scale = want["std"] + abs(want["mean"]) + 1e-12
-            a, b = ([*found["values"], found["mean"], found["std"]] for found in (have, want))
-            same = all(abs(x - y) <= 1e-2 * max(abs(y), 0.01 * scale) for x, y in zip(a, b, strict=True))
-        if not same:
+    here = fingerprint(model)
+    for name, sample in saved.items():
+        if not is_same_weight(here.get(name), sample):
             remedy = "load the base that adapter_config.json names, in the version used for training"
             raise CourseError(f"{folder}: this adapter was trained on another base ({name} differs); {remedy}.")
+
+
+def is_same_weight(sample, saved):
+    """Whether two samples of `fingerprint` are of the same weight, up to rounding; sample: None if there is no such."""
+    if sample is None or sample["shape"] != saved["shape"]:
+        return False
+    if saved.get("rounded"):
+        return are_alike_in_4_bits(sample["values"], saved["values"])
+    scale = saved["std"] + abs(saved["mean"]) + 1e-12
+    values = [*sample["values"], sample["mean"], sample["std"]]
+    saved_values = [*saved["values"], saved["mean"], saved["std"]]
+    for value, saved_value in zip(values, saved_values, strict=True):
+        tolerance = 1e-2 * max(abs(saved_value), 0.01 * scale)
+        is_close = abs(value - saved_value) <= tolerance  # False for NaN
+        if not is_close:
+            return False
+    return True
+
+
+def are_alike_in_4_bits(values, saved_values):
+    """Whether one list of values may be the other after rounding to 4 bits: they correlate, or are equal."""
+    pair = torch.tensor([values, saved_values])
+    return bool(torch.corrcoef(pair)[0, 1] > 0.9) or torch.equal(*pair)

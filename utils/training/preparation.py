@@ -1,0 +1,40 @@
+"""The one call before a training."""
+
+from utils.errors import CourseError
+from utils.training import checkpoints
+from utils.training.mean_loss import check_mean_loss
+from utils.training.micro_batches import MicroBatches
+from utils.training.nan import StopOnNaN
+from utils.training.out_of_memory import OutOfMemoryRetry
+
+
+def prepare(trainer, planned=None, *, resume=False, cold=False, tokens_at_once=None):
+    """Prepares a training; returns the checkpoint to go on from, for `trainer.train`, or None to begin anew.
+
+    It adds `StopOnNaN` to a trainer that has none, refuses a loss that would be added up although it is a mean, tells
+    an `OutOfMemoryRetry` what was planned, and looks after the output folder (see `checkpoints.start`). Call it right
+    before `trainer.train`, on an untrained model. A trainer of any class will do; without `OutOfMemoryRetry` no step is
+    repeated.
+
+    planned: the `memory.plan` of this run, for advice when memory runs out. resume: go on from the newest whole
+    checkpoint. cold: also from one without optimizer and random states. tokens_at_once: a micro-batch goes through the
+    model in parts of so many positions at most; see `MicroBatches`, which the trainer must have.
+    Raises CourseError if something of this is amiss: one sentence with the remedy.
+    """
+    if tokens_at_once is not None:
+        if tokens_at_once < 1:
+            remedy = "set it to the tokens of the longest row, or more"
+            raise CourseError(f"tokens_at_once is {tokens_at_once}, so no row would have a part; {remedy}.")
+        if not isinstance(trainer, MicroBatches):
+            remedy = "put training.OutOfMemoryRetry before it among the bases of a class of your own"
+            raise CourseError(f"tokens_at_once is set, and {type(trainer).__name__} knows no parts; {remedy}.")
+    check_mean_loss(trainer)
+    if isinstance(trainer, MicroBatches):
+        trainer.tokens_at_once = tokens_at_once
+        trainer.rows_at_once = None
+    if isinstance(trainer, OutOfMemoryRetry):
+        trainer.planned = planned
+        trainer.has_halved = False
+    if not any(isinstance(callback, StopOnNaN) for callback in trainer.callback_handler.callbacks):
+        trainer.add_callback(StopOnNaN())
+    return checkpoints.start(trainer, resume=resume, cold=cold)

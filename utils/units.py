@@ -1,0 +1,3 @@
+"""Units of the numbers that the course prints."""
+
+GIB = 2**30  # bytes
