@@ -18,6 +18,7 @@ SPLITS = ("train", "validation", "test")  # what a lesson uses; other splits are
 BUILDERS = {".csv": "csv", ".jsonl": "json", ".parquet": "parquet"}  # what load_dataset calls a single file
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 READ_HERE = {*DELIMITERS, ".jsonl"}
+LARGEST = 2 * 2**30  # bytes of all text files together: an Arrow column of texts holds no more, and all lie in memory
 NAME_ON_THE_HUB = r"[\w-]+([\w.-]*/[\w.-]+)?"
 
 
@@ -50,11 +51,12 @@ def read(dataset_id, load_dataset, text_columns):
     if suffixes - READ_HERE:
         kinds = first_ten(sorted(suffixes))
         raise CourseError(f"{dataset_id}: it has files of several kinds ({kinds}); save all of them as one kind.")
-    tables = []
-    for split in _used_splits(place.files):
-        for file in place.files[split]:
-            tables.append(read_file(file, split, place.features))
-    return tables
+    used = [(split, file) for split in _used_splits(place.files) for file in place.files[split]]
+    size = sum(Path(file).stat().st_size for _, file in used)
+    if size > LARGEST:
+        remedy = "save the rows as .parquet"
+        raise CourseError(f"{dataset_id}: {size / 2**30:.1f} GiB of text are too much to read at once; {remedy}.")
+    return [read_file(file, split, place.features) for split, file in used]
 
 
 def source(dataset_id, text_columns=()):
