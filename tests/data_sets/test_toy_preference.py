@@ -14,7 +14,7 @@ from datasets import load_dataset
 from sklearn.metrics import log_loss
 from test_car_manual import pattern, wordings
 
-from utils.data import preferences
+from utils.data import preferences, reading
 
 sys.path.insert(0, str(ROOT / "data" / "builders"))
 import build_car_manual  # noqa: E402
@@ -82,11 +82,13 @@ def test_it_loads_with_and_without_its_card_and_true_chances_stay_outside(tmp_pa
     folder.mkdir()
     for name in (*FILES, *["README.md"] * card):
         (folder / name).write_bytes((FOLDER / name).read_bytes())
-    dataset = load_dataset(**preferences.source(folder))
+    tables = reading.read(folder, load_dataset, preferences.TEXTS)
+    dataset = reading.to_datasets(tables, preferences.TEXTS)
     assert {split: part.num_rows for split, part in dataset.items()} == {"train": 2420, "test": 600}
     assert {tuple(part.column_names) for part in dataset.values()} == {tuple(builder.COLUMNS)}
-    for split, part in dataset.items():
-        assert len(preferences.clean(part.to_pandas(), split)) == {"train": 2300, "test": 600}[split]
+    frames = preferences.load(folder, load_dataset)
+    assert len(frames["train"]) + len(frames["validation"]) == 2300
+    assert len(frames["test"]) == 600
     assert "2300 comparisons, 120 repeats and 0 bad rows" in capsys.readouterr().out
     kinds = {str(part.features[name].dtype) for part in dataset.values() for name in ("id", *WINNERS)}
     assert kinds == {"int64"}

@@ -18,8 +18,7 @@ from rouge_score import rouge_scorer
 from test_notebooks import cells, code_of
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, BitsAndBytesConfig, T5PreTrainedModel
 
-from utils import metrics, results
-from utils.data import conversations
+from utils import data, metrics, results
 from utils.rouge import CachedStemmer, Rouge
 from utils.training import adapters
 
@@ -178,11 +177,12 @@ def test_bad_data_stops_the_lesson_before_training(run_cells, tmp_path):
 def test_bad_data_gets_one_sentence(tmp_path, rows, fault):
     path = tmp_path / "bad.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    space = {"PROFILE": "tiny", "OVERRIDES": {"dataset_id": str(path)}, "SEED": 0, "conversations": conversations}
-    space["load_dataset"] = functools.partial(load_dataset, cache_dir=str(tmp_path / "cache"))
+    load_from = functools.partial(load_dataset, cache_dir=str(tmp_path / "cache"))
+    space = {"PROFILE": "tiny", "OVERRIDES": {"dataset_id": str(path)}, "SEED": 0}
+    space |= {"data": data, "load_dataset": load_from}
     code = [code_of(cell) for cell in cells(NOTEBOOK)]  # the notebook's own, committed cells
     exec(next(cell for cell in code if "PROFILES = " in cell), space)
-    assert fault in refusal(exec, next(cell for cell in code if "load_dataset(**" in cell), space)
+    assert fault in refusal(exec, next(cell for cell in code if "data.summaries.load(" in cell), space)
 
 
 def test_solutions_run(run_cells):
@@ -252,4 +252,3 @@ def test_metrics_count_what_they_say():
     low, high = metrics.bootstrap_interval([0.0] * 50 + [1.0] * 50)
     assert 0.38 < low < 0.44 < 0.56 < high < 0.62
     assert metrics.bootstrap_interval([0.5] * 9) == (0.5, 0.5)
-    assert "no such file" in refusal(conversations.source, "none.csv", ("text",))

@@ -20,8 +20,7 @@ from test_notebooks import cells, code_of
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PrinterCallback, set_seed
 from trl import SFTConfig, SFTTrainer
 
-from utils import metrics, results
-from utils.data import conversations, reading
+from utils import data, metrics, results
 from utils.errors import CourseError
 from utils.training import adapters, nan
 
@@ -55,7 +54,7 @@ def lesson_04():
 def rows(tmp_path_factory):
     """The training rows as the lesson has them: before, answer, group."""
     found = load_dataset(str(ROOT / "data" / "car_manual"), cache_dir=str(tmp_path_factory.mktemp("cache")))["train"]
-    turns = [conversations.conversation(row) for row in found]
+    turns = [data.conversations.conversation(row) for row in found]
     return [{"before": t[:-1], "answer": t[-1], "group": s} for t, s in zip(turns, found["source"][:], strict=True)]
 
 
@@ -214,8 +213,8 @@ def test_without_the_end_token_in_the_loss_it_does_not_stop(lesson_04, rows, tmp
         row["labels"][-1] = -100
     prompts = [lesson_04["prompt_of"](row["before"]) for row in rows[:64]]
     ended = {}
-    for name, data in {"with": encoded, "without": endless}.items():
-        answers, stopped = lesson_04["answer_all"](trained(data, 40, tmp_path), prompts)
+    for name, tokenized_rows in {"with": encoded, "without": endless}.items():
+        answers, stopped = lesson_04["answer_all"](trained(tokenized_rows, 40, tmp_path), prompts)
         ended[name] = np.mean(stopped)
     assert ended["with"] >= 0.95, ended
     assert ended["without"] <= 0.30, ended
@@ -335,15 +334,18 @@ def test_own_chat_messages_with_control_tokens_and_a_cut_answer_train(run_cells,
 
 
 def test_a_gated_data_set_says_which_page_to_open():
-    cell = next(code_of(cell) for cell in cells(NOTEBOOK) if "reading.readable(" in code_of(cell))
+    cell = next(code_of(cell) for cell in cells(NOTEBOOK) if "data.conversations.load(" in code_of(cell))
+    asked = []
 
-    def refuse(**source):
+    def refuse(path, **options):
+        asked.append((path, options))
         raise DatasetNotFoundError("gated")
 
-    run = type("run", (), {"dataset_id": "GAIR/lima", "columns": ["conversations"], "data_files": {"train": "x"}})
-    space = {"run": run, "load_dataset": refuse, "reading": reading, "conversations": conversations}
+    files = {"train": "x"}
+    run = type("run", (), {"dataset_id": "GAIR/lima", "columns": ["conversations"], "data_files": files})
     with pytest.raises(CourseError, match=r"open https://huggingface.co/datasets/GAIR/lima, accept its terms"):
-        exec(cell, space)
+        exec(cell, {"run": run, "load_dataset": refuse, "data": data, "SEED": 0})
+    assert asked == [("json", {"data_files": files})], "the files that the profile names"
 
 
 def test_solutions_run(run_cells):

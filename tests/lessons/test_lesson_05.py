@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import ROOT
-from datasets import Dataset
+from datasets import Dataset, load_dataset
 from test_notebooks import cells, code_of
 from transformers import (
     AutoConfig,
@@ -26,8 +26,7 @@ from transformers import (
     set_seed,
 )
 
-from utils import results
-from utils.data import preferences
+from utils import data, results
 
 NAME = "05_gemma2_qlora_preference"
 NOTEBOOK = ROOT / "notebooks" / f"{NAME}.ipynb"
@@ -73,8 +72,8 @@ def own(space, *names):
 def lesson_05():
     """The lesson's own functions around texts and probabilities, with the tiny tokenizer and 128 tokens."""
     run = type("run", (), {"model_id": str(TINY), "max_length": 128})
-    space = dict(run=run, np=np, itertools=itertools, functools=functools, Dataset=Dataset, preferences=preferences)
-    space |= {"AutoTokenizer": AutoTokenizer, "TEXTS": list(preferences.TEXTS)}
+    space = dict(run=run, np=np, itertools=itertools, functools=functools, Dataset=Dataset, data=data)
+    space |= {"AutoTokenizer": AutoTokenizer, "TEXTS": list(data.preferences.TEXTS)}
     names = ("SWAPPED", "tokenizer", "encode_text", "question_ids", "pieces", "fit", "tokenize", "encode")
     return own(space, *names, "in_both_orders", "heat")
 
@@ -82,8 +81,7 @@ def lesson_05():
 @pytest.fixture(scope="session")
 def table():
     """The committed test comparisons, as the lesson reads them."""
-    rows = pd.read_csv(DATA / "test.csv", keep_default_na=False)
-    return preferences.clean(rows, "test").reset_index(drop=True)
+    return data.preferences.load(DATA, load_dataset)["test"]
 
 
 # ------------------------------------------------------------------------------------------------ the whole lesson
@@ -170,15 +168,15 @@ def test_the_notebook_shows_what_it_says(judge):
 
 def test_the_submission_has_every_id_once_and_rows_that_sum_to_one(judge, table):
     rows = pd.read_csv(judge.folder / "submission.csv")
-    assert list(rows) == ["id", *preferences.WINNERS]
+    assert list(rows) == ["id", *data.preferences.WINNERS]
     assert sorted(rows["id"]) == sorted(table["id"].astype(rows["id"].dtype))
     assert rows["id"].is_unique
-    values = rows[[*preferences.WINNERS]].to_numpy()
+    values = rows[[*data.preferences.WINNERS]].to_numpy()
     np.testing.assert_allclose(values.sum(axis=1), 1, atol=1e-6)
     assert values.min() >= 0
     assert values.std(axis=0).min() > 0.03, "a judge that always says the same would pass"
     assert not (judge.folder / "submission.csv.partial").exists()
-    labels = table.set_index("id").loc[rows["id"], [*preferences.WINNERS]].to_numpy().argmax(axis=1)
+    labels = table.set_index("id").loc[rows["id"], [*data.preferences.WINNERS]].to_numpy().argmax(axis=1)
     found = -np.log(values[np.arange(len(values)), labels]).mean()
     assert found == pytest.approx(judge.results["after"], abs=2e-3), "in the order of the ids"
 
@@ -365,7 +363,7 @@ def test_control_tokens_in_a_text_stay_text(lesson_05):
 
 def test_a_swapped_row_is_the_row_of_the_swapped_table(lesson_05, table):
     some = table.head(60)
-    winners = some[[*preferences.WINNERS]].to_numpy().argmax(axis=1)
+    winners = some[[*data.preferences.WINNERS]].to_numpy().argmax(axis=1)
     assert {*winners} == {0, 1, 2}
     turned = some.rename(columns={"response_a": "response_b", "response_b": "response_a"})
     swapped = lesson_05["encode"](some, winners, swap=True)

@@ -124,21 +124,23 @@ def test_a_control_token_that_somebody_wrote_stays_text_in_the_bert_lessons(less
 )
 def test_a_column_that_is_there_twice_cannot_hide_the_first(tmp_path, name, text, fault):
     from conftest import refusal
+    from datasets import load_dataset
 
-    from utils.data import classification
+    from utils import data
 
     (tmp_path / name).write_text(text)
-    assert fault in refusal(classification.data_source, tmp_path)
+    assert fault in refusal(data.classification.load, tmp_path, load_dataset)
 
 
 def test_a_class_of_one_row_stops_before_training(tmp_path):
-    """Lessons 01 and 02 take the missing splits out of `train`, stratified."""
-    from datasets import ClassLabel, Dataset, Features, Value
+    """Missing splits are cut out of `train` with the same shares of each class, which one row cannot have."""
+    from datasets import load_dataset
 
-    features = Features({"text": Value("string"), "label": ClassLabel(names=["a", "b"])})
-    rows = Dataset.from_dict({"text": list("xyz"), "label": [0, 0, 1]}, features=features)
+    from utils import data
+
+    (tmp_path / "train.csv").write_text("text,label\n" + "open it,a\n" * 9 + "close it,b\n")
     with pytest.raises(ValueError, match="(?i)least populated class"):
-        rows.train_test_split(0.4, seed=0, stratify_by_column="label")
+        data.classification.load(tmp_path, load_dataset)
 
 
 # ------------------------------------------------------------------------------------------------ what is committed

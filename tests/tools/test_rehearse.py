@@ -21,8 +21,7 @@ from safetensors import safe_open
 
 from tools.random_checkpoint import random_checkpoint
 from tools.rehearse import fake_hub, lesson, preparation, probe, projection, report, rows
-from utils import memory
-from utils.data import conversations
+from utils import data, memory
 from utils.planner import settings
 
 REAL = json.loads((ROOT / "data" / "models" / "full_size.json").read_text())
@@ -148,10 +147,13 @@ def test_rows_have_columns_and_lengths_of_the_real_set(dataset_id, tiny, toy, co
     assert known["overrides"]["dataset_id"] == str(tmp_path / "rows")
     assert known["longest"] == 300
     assert 250 < known["mean"] <= 300
-    source = conversations.source(tmp_path / "rows", columns, unanswered=("test",))
-    loaded = load_dataset(**source, cache_dir=str(tmp_path / "cache"))
-    conversations.check(loaded, columns, unanswered=("test",))
-    assert loaded["train"][columns[0]][:] == [row[columns[0]] for row in train], "seeded"
+    first, *_ = data.reading.read(tmp_path / "rows", load_dataset, columns)
+    assert first.split == "train"
+    assert first.column(columns[0]) == [row[columns[0]] for row in train], "seeded"
+    if columns == ("conversations",):
+        data.conversations.load(tmp_path / "rows", load_dataset)
+    else:
+        data.summaries.load(tmp_path / "rows", load_dataset)
 
 
 def test_comparisons_are_those_of_the_arena_in_columns_and_lengths(tmp_path):

@@ -1,80 +1,129 @@
 """Data of lessons 01 and 02: a text and its class."""
 
 import re
-from pathlib import Path
 
-from utils.data.reading import read_source
-from utils.data.rules import _is_empty, check_columns, refuse, refuse_texts, warn_of_repeats
+from utils.data import reading, rules, splitting
 from utils.errors import CourseError, closest, first_ten
 
 
-def data_source(dataset_id, text_column="text", label_column="label"):
-    """Checks local data files row by row and returns the arguments for `load_dataset`.
+def load(dataset_id, load_dataset, text_column="text", label_column="label", seed=0):
+    """Reads and checks texts with a class each; returns a `datasets.DatasetDict` of train, validation and test.
 
-    dataset_id is a folder (train, validation, test files; a README.md may declare the classes), a data file, or a hub
-    id, which is returned as it is. In CSV, NA, null, None and nan stay text, and labels without declared classes are
-    read as strings. Raises CourseError for a wrong path and for the first kind of bad row.
+    Columns: text_column, a text that is not empty; label_column, a class name or a whole number from 0. Others may be
+    there. label_column comes back as numbers, a `ClassLabel` whose `names` are the classes.
+
+    dataset_id says where the data is:
+    * a folder with files train, validation and test, all .csv, all .jsonl or all .parquet; its README.md may declare
+      the classes. Validation and test may be missing: they are cut out of train, with the same shares of each class;
+    * a .csv, .jsonl or .parquet file, which is cut likewise;
+    * a name on the hub, such as "fancyzhx/ag_news".
+
+    load_dataset is the function of the `datasets` library, which reads a name on the hub or Parquet; or one with more
+    settings: functools.partial(load_dataset, revision="..."). seed: of the cuts.
+
+    In CSV, the words NA, null, None and nan are texts as any other. Prints a line for a split that repeats texts of
+    train, and for splits that are not used. Each file is read once, and what was checked is what comes back.
+    Raises CourseError for a wrong path, for rows that cannot be trained on (with file, row, column and remedy), for
+    fewer than two classes, and for a class that train lacks.
     """
+    tables = reading.read(dataset_id, load_dataset, (text_column, label_column))
+    for table in tables:
+        rules.check_columns(table, (text_column, label_column))
+        rules.refuse_texts(table, text_column, table.column(text_column))
+        check_labels(table, label_column)
+    dataset = reading.to_datasets(tables, (text_column, label_column))
+    names = class_names(dataset, label_column)
+    rules.warn_of_repeats({split: part[text_column][:] for split, part in dataset.items()})
+    dataset = as_classes(dataset, label_column, names)
+    return splitting.add_missing_splits(dataset, seed, stratify_by_column=label_column)
 
-    def check(file, split, rows, features):
-        if Path(file).suffix == ".csv" and label_column in rows:
-            rows[label_column] = rows[label_column].map(_as_number).astype(object)
-        _check_rows(file, rows, text_column, label_column, features)
 
-    return read_source(dataset_id, (text_column, label_column), check)
+def check_labels(table, column):
+    """Raises CourseError for the first kind of bad label in a Table."""
+    labels = table.column(column)
+    if table.is_csv:
+        labels = [_as_number(label) for label in labels]
+    rules.refuse(table, column, labels, rules.is_empty, "is an empty label; write one, or delete the row")
+    what = "is not a class; write a class name or a whole number from 0"
+    rules.refuse(table, column, labels, _is_no_class, what)
+    _refuse_two_kinds(table, column, labels)
+    names = getattr(table.features.get(column), "names", None)
+    if names:
+        _refuse_undeclared(table, column, labels, names)
 
 
-def check_dataset(dataset, text_column="text", label_column="label"):
-    """Checks the splits train, validation and test of a loaded DatasetDict and returns the class names.
+def _is_no_class(label):
+    if isinstance(label, str):
+        return False
+    return isinstance(label, bool) or not isinstance(label, int) or label < 0
 
-    Only train must be there. The names are the declared ones, else the labels of train as strings, in order.
-    Rows count from 0, as in dataset["train"][0]. Prints a line for a split that repeats texts of train.
-    Raises CourseError for bad rows, an empty split, fewer than two classes, or a class that train lacks.
+
+def _refuse_two_kinds(table, column, labels):
+    """Raises CourseError if some labels are class names and others numbers."""
+    pairs = list(zip(table.numbers, labels, strict=True))
+    first_text = next(((row, label) for row, label in pairs if isinstance(label, str)), None)
+    first_number = next(((row, label) for row, label in pairs if not isinstance(label, str)), None)
+    if first_text and first_number:
+        raise CourseError(
+            f"{table.place}, column {column!r}: {first_text[1]!r} in row {first_text[0]}, but "
+            f"{first_number[1]!r} in row {first_number[0]}; write class names only, or numbers only."
+        )
+
+
+def _refuse_undeclared(table, column, labels, names):
+    """Raises CourseError for labels that are neither a declared name nor the number of one, also in quotes."""
+    declared = {*names, *range(len(names))}
+    undeclared = [label for label in labels if label not in declared and _as_number(label) not in declared]
+    if undeclared:
+        like = closest(undeclared[0], names)
+        remedy = "correct it, or declare it in README.md"
+        what = f"is not a declared class ({first_ten(names)}; closest: {like!r}); {remedy}"
+        rules.refuse(table, column, labels, lambda label: label in undeclared, what)
+
+
+def _as_number(label):
+    """A text of digits as the whole number that it stands for; anything else as it is."""
+    if isinstance(label, str) and re.fullmatch(r"[-+]?\d{1,18}", label):
+        return int(label)
+    return label
+
+
+def class_names(dataset, column):
+    """The class names of a DatasetDict, in the order of their numbers: the declared ones, else the labels of train.
+
+    Raises CourseError if there is one class only, or if train has no row of a class that is declared or stands
+    elsewhere.
     """
-    import pandas as pd
-
-    if not isinstance(dataset, dict) or "train" not in dataset:
-        raise CourseError("the data has no split 'train'; name a file train.jsonl or train.csv.")
-    classes, texts = {}, {}
-    names = getattr(dataset["train"].features.get(label_column), "names", None)
-    for split in (split for split in ("train", "validation", "test") if split in dataset):
-        part = dataset[split]
-        rows = pd.DataFrame({column: part[column][:] for column in part.column_names}, dtype=object)
-        labels = _check_rows(f"split {split!r} (rows count from 0)", rows, text_column, label_column, part.features)
-        classes[split] = {names[label] if names else str(label) for label in labels}
-        texts[split] = part[text_column]
-    where = f"split 'train', column {label_column!r}"
+    declared = getattr(dataset["train"].features[column], "names", None)
+    classes = {}
+    for split, part in dataset.items():
+        labels = set(part[column][:])
+        classes[split] = {declared[label] if declared else str(label) for label in labels}
+    where = f"split 'train', column {column!r}"
     if len(set().union(*classes.values())) < 2:
         raise CourseError(f"{where}: one class only, {first_ten(classes['train'])}; add rows of another class.")
-    for other, found in [*classes.items(), ("the declaration in README.md", set(names or ()))]:
-        if absent := first_ten(sorted(found - classes["train"])):
-            remedy = f"add rows of it to 'train', or take it out of {other}"
-            raise CourseError(f"{where}: no row has class {absent} of {other}; {remedy}.")
-    warn_of_repeats(texts)
-    return names or sorted(classes["train"], key=lambda name: (name.isdecimal() * len(name), name))
+    to_learn = dict(classes)
+    to_learn["the declaration in README.md"] = set(declared or ())
+    for place, names in to_learn.items():
+        absent = sorted(names - classes["train"])
+        if absent:
+            remedy = f"add rows of it to 'train', or take it out of {place}"
+            raise CourseError(f"{where}: no row has class {first_ten(absent)} of {place}; {remedy}.")
+    return declared or sorted(classes["train"], key=_order_of_classes)
 
 
-def _check_rows(where, table, text_column, label_column, features):
-    """Raises CourseError for the first kind of bad row; returns the labels, each once. The index numbers the rows."""
-    check_columns(where, table, (text_column, label_column), features)
-    label = table[label_column]
-    refuse_texts(where, table[text_column])
-    refuse(where, label, _is_empty, "is an empty label; write one, or delete the row")
-    fault = "is not a class; write a class name or a whole number from 0"
-    refuse(where, label, lambda v: not isinstance(v, str) and (not isinstance(v, int) or v is True or v < 0), fault)
-    kinds = {isinstance(value, str): f"{value!r} in row {row}" for row, value in label[::-1].items()}
-    if len(kinds) > 1:
-        mixed = f"{kinds[True]}, but {kinds[False]}; write class names only, or numbers only"
-        raise CourseError(f"{where}, column {label_column!r}: {mixed}.")
-    if names := getattr(features.get(label_column), "names", None):
-        known = {*names, *range(len(names))}  # load_dataset takes names and numbers, also numbers in quotes
-        like = closest(next((value for value in label if value not in known), ""), names)
-        fault = (
-            f"is not a declared class ({first_ten(names)}; closest: {like!r}); correct it, or declare it in README.md"
-        )
-        refuse(where, label, lambda value: value not in known and _as_number(value) not in known, fault)
-    return set(label)
+def _order_of_classes(name):
+    """Names by the alphabet, before numbers by their size: 9 stands before 10."""
+    if name.isdecimal():
+        return len(name), name
+    return 0, name
 
 
-def _as_number(value):
-    return int(value) if isinstance(value, str) and re.fullmatch(r"[-+]?\d+", value) else value
+def as_classes(dataset, column, names):
+    """The DatasetDict with the labels of `column` as numbers, a `ClassLabel` with these names."""
+    from datasets import ClassLabel, Value  # not above: importing this module stays cheap
+
+    if isinstance(dataset["train"].features[column], ClassLabel):
+        return dataset
+    dataset = dataset.cast_column(column, Value("string"))
+    return dataset.cast_column(column, ClassLabel(names=names))

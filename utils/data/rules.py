@@ -4,53 +4,94 @@ import reprlib
 
 from utils.errors import CourseError, closest, first_ten
 
+LONGEST = 1_000_000  # characters; more takes long to tokenize, and nearly all of it is cut off afterwards
 
-def check_columns(where, table, columns, features):
-    """Raises CourseError if `table` has no rows, lacks one of `columns`, or has one that `features` do not declare."""
-    if table.empty:
-        raise CourseError(f"{where}: it has no rows; add some, or remove it.")
+
+def check_columns(table, columns):
+    """Raises CourseError if a Table has no rows, lacks one of `columns`, or has one that README.md does not declare."""
+    if not len(table):
+        raise CourseError(f"{table.place}: it has no rows; add some, or remove it.")
     for column in columns:
-        if column not in table:
-            like = closest(column, set(table) - set(columns))
-            remedy = f"rename the column {like!r} to {column!r}" if like else f"add a column {column!r}"
-            joined = len(columns) > 1 and all(column in like for column in columns)
-            remedy = "put a comma between the columns" if joined else remedy
-            raise CourseError(f"{where}: no column {column!r} among {first_ten(map(repr, table))}; {remedy}.")
-    if features and (extra := sorted(set(table) - set(features))):
-        raise CourseError(f"{where}: {first_ten(map(repr, extra))} is not declared in README.md; declare or remove it.")
+        if column not in table.columns:
+            names = first_ten(map(repr, table.columns))
+            remedy = _remedy_for_a_missing_column(column, columns, table.columns)
+            raise CourseError(f"{table.place}: no column {column!r} among {names}; {remedy}.")
+    undeclared = sorted(set(table.columns) - set(table.features))
+    if table.features and undeclared:
+        names = first_ten(map(repr, undeclared))
+        raise CourseError(f"{table.place}: {names} is not declared in README.md; declare or remove it.")
 
 
-def refuse(where, values, is_bad, fault):
-    """Raises CourseError if is_bad(value) for some of `values`, a named Series whose index numbers the rows."""
-    bad = values[[bool(is_bad(value)) for value in values]]
-    if len(bad):
-        place = f"row{'s' * (len(bad) > 1)} {first_ten(bad.index)}, column {values.name!r}"
-        raise CourseError(f"{where}, {place}: {reprlib.repr(bad.iloc[0])} {fault}.")
+def _remedy_for_a_missing_column(column, columns, names):
+    like = closest(column, set(names) - set(columns))
+    if not like:
+        return f"add a column {column!r}"
+    if len(columns) > 1 and all(name in like for name in columns):  # such as 'text;label'
+        return "put a comma between the columns"
+    return f"rename the column {like!r} to {column!r}"
 
 
-def refuse_texts(where, values):
-    """Raises CourseError for the first kind of fault in `values`, a Series of what should be texts."""
-    refuse(where, values, _is_empty, "is an empty text; write one, or delete the row")
-    refuse(where, values, lambda value: not isinstance(value, str), "is not text; put it in double quotes")
-    refuse(where, values, _is_broken, "holds a NUL or a broken character; retype it")
+def refuse(table, column, values, is_bad, what):
+    """Raises CourseError with the numbers of all rows whose value is_bad(value); `what` says why, and the remedy.
+
+    values: one a row, the column of the table or what was made of it.
+    """
+    bad = [(number, value) for number, value in zip(table.numbers, values, strict=True) if is_bad(value)]
+    if bad:
+        rows = rows_in_words(number for number, _ in bad)
+        first_value = reprlib.repr(bad[0][1])
+        raise CourseError(f"{table.place}, {rows}, column {column!r}: {first_value} {what}.")
+
+
+def rows_in_words(numbers):
+    """ "row 3", or "rows 3, 5, 8"; of many the first ten."""
+    numbers = list(numbers)
+    return f"row {numbers[0]}" if len(numbers) == 1 else f"rows {first_ten(numbers)}"
+
+
+def refuse_texts(table, column, values):
+    """Raises CourseError for the first kind of fault in `values`, one a row, all of which should be texts."""
+    refuse(table, column, values, is_empty, "is an empty text; write one, or delete the row")
+    refuse(table, column, values, lambda value: not isinstance(value, str), "is not text; put it in double quotes")
+    refuse(table, column, values, _is_broken, "holds a NUL or a broken character; retype it")
+
+
+def refuse_long_texts(table, column, values):
+    """Raises CourseError if one of `values`, which are texts, has more than LONGEST characters."""
+    longest = max(map(len, values))
+    if longest > LONGEST:
+        what = f"is too long (up to {longest:,} characters; {LONGEST:,} may be); shorten it, or delete the row"
+        refuse(table, column, values, lambda text: len(text) > LONGEST, what)
 
 
 def warn_of_repeats(texts):
     """Prints a line for a split of `texts` ({split: texts}) that repeats some of train, whatever case and spaces."""
-    plain = {split: [hash(" ".join(text.casefold().split())) for text in found] for split, found in texts.items()}
-    known = set(plain.pop("train", ()))
-    for split, found in plain.items():
-        if twice := sum(text in known for text in found):
+    trained_on = {_as_compared(text) for text in texts["train"]}
+    for split, values in texts.items():
+        if split == "train":
+            continue
+        repeats = sum(_as_compared(text) in trained_on for text in values)
+        if repeats:
             remedy = "remove them there, or the score will look too good"
-            print(f"Warning: {twice} of {len(found)} texts of {split!r} also stand in 'train'; {remedy}.")
+            print(f"Warning: {repeats} of {len(values)} texts of {split!r} also stand in 'train'; {remedy}.")
 
 
-def _is_empty(value):
-    return value is None or value != value or (isinstance(value, str) and not value.strip())
+def _as_compared(text):
+    return hash(" ".join(text.casefold().split()))
+
+
+def is_empty(value):
+    """Whether a value is missing (None, or not a number), or a text without a letter."""
+    if isinstance(value, str):
+        return not value.strip()
+    return value is None or value != value
 
 
 def _is_broken(text):
+    if "\0" in text:
+        return True
     try:
-        return "\0" in text or not text.encode()
+        text.encode()
     except UnicodeEncodeError:  # half of a character that JSON wrote in two, such as \ud800
         return True
+    return False

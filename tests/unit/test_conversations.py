@@ -1,0 +1,218 @@
+"""Conversations: every form that is read, what is refused with which sentence, and which splits come out."""
+
+import csv
+import json
+
+import datasets
+import pytest
+from conftest import refusal
+from data_files import assert_says, jsonl, never, on_the_hub, splits_of
+from datasets import load_dataset
+
+from utils import data
+
+TALK = ("conversations",)
+CHAT = ("messages",)
+PAIR = ("prompt", "completion")
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("hf_cache"))
+
+
+def said(*contents, roles=("user", "assistant")):
+    return [{"role": roles[n % len(roles)], "content": content} for n, content in enumerate(contents)]
+
+
+def load(place, columns=TALK, load_dataset=never, **settings):
+    return data.conversations.load(place, load_dataset, columns, **settings)
+
+
+def load_from_hub(dataset, columns=TALK, **settings):
+    return load("some/set", columns, on_the_hub(dataset), **settings)
+
+
+def talks(*questions, answer="a"):
+    """Rows of one question and one answer each."""
+    return [{"conversations": [question, answer]} for question in questions]
+
+
+# ---- a conversation
+
+FORMS = [
+    {"conversations": ["q", "a"]},
+    {"conversations": '["q", "a"]', "source": "x"},
+    {"messages": said("q", "a")},
+    {"messages": json.dumps(said("q", "a"))},
+    {"prompt": "q", "completion": "a"},
+]
+
+
+@pytest.mark.parametrize("row", FORMS)
+def test_every_form_of_a_conversation_gives_its_turns(row):
+    assert data.conversations.conversation(row) == ["q", "a"]
+
+
+def test_more_turns_and_a_system_message():
+    assert data.conversations.conversation({"messages": said("q", "a", "r", "b")}) == ["q", "a", "r", "b"]
+    system = [{"role": "system", "content": "Be brief."}]
+    assert data.conversations.conversation({"messages": system + said("q", "a")}) == ["Be brief.\n\nq", "a"]
+    for nothing in ("", None):
+        system[0]["content"] = nothing
+        assert data.conversations.conversation({"messages": system + said("q", "a")}) == ["q", "a"]
+
+
+@pytest.mark.parametrize(
+    ("row", "parts"),
+    [
+        ({"messages": said("a", "b", roles=["human", "gpt"])}, ["message 1 is of 'human' where 'user' is due"]),
+        ({"messages": said("a", "b", roles=["user"])}, ["message 2 is of 'user' where 'assistant' is due"]),
+        ({"messages": said("a", "b", roles=["assistant", "user"])}, ["message 1 is of 'assistant'"]),
+        ({"messages": said("a", "b", roles=["user", "system"])}, ["message 2 is of 'system'", "one 'system' at most"]),
+        ({"messages": said("a", "b", roles=["system", "user"])}, ["the last question has no answer"]),
+        ({"messages": said("a", roles=["system"])}, ["there is no question"]),
+        ({"messages": said("a", ["b"])}, ["answer 1 is ['b'], which is not text"]),
+        ({"messages": [{"from": "human", "value": "a"}]}, ["message 1 is of None where 'user' is due"]),
+        ({"messages": [{"role": ["user"], "content": "a"}]}, ["message 1 is of ['user']"]),
+        ({"messages": None}, ["None is not a list of turns"]),
+        ({"conversations": []}, ["there is no question"]),
+        ({"conversations": ["a"]}, ["the last question has no answer; write one, or delete the row"]),
+        ({"conversations": ["a", "b", "c"]}, ["the last question has no answer"]),
+        ({"conversations": ["a", " "]}, ["answer 1 is empty"]),
+        ({"conversations": ["a", "b", "", "d"]}, ["question 2 is empty"]),
+        ({"conversations": ["a", 3]}, ["answer 1 is 3, which is not text; write ["]),
+        ({"conversations": ["a", {"role": "assistant"}]}, ["answer 1 is {"]),
+        ({"conversations": "['a', 'b']"}, ["is not a list of turns"]),
+        ({"conversations": "__import__('os').abort()"}, ["is not a list of turns"]),
+        ({"conversations": '{"role": "user"}'}, ["is not a list of turns"]),
+        ({"conversations": "[" * 100_000}, ["is not a list of turns"]),
+        ({"conversations": f"[{'[' * 900}{']' * 900}, 1]"}, ["question 1 is [[", "not text"]),
+        ({"conversations": "9" * 5000}, ["is not a list of turns"]),
+        ({"prompt": "a"}, ["answer 1 is empty"]),
+        ({"prompt": "a", "completion": said("b")}, ["answer 1 is [{", "not text"]),
+        ({"question": "a", "answer": "b"}, ["no column 'messages', 'conversations' or 'prompt'", "'question'"]),
+    ],
+)
+def test_a_conversation_that_is_none(row, parts):
+    message = refusal(data.conversations.conversation, row)
+    assert_says(message, *parts)
+    assert len(message) < 400
+
+
+# ---- files
+
+
+BIG = "x" * 10_000_000
+BAD = {  # columns, second line of the file, parts of the sentence
+    "odd": (TALK, {"conversations": ["a", "b", "c"]}, ["row 2, column 'conversations'", "no answer; write one"]),
+    "deep text": (TALK, {"conversations": "[" * 100_000}, ["row 2", "is not a list of turns; write ["]),
+    "NUL in a turn": (TALK, {"conversations": ["a", "b\0"]}, ["row 2, column 'conversations'", "a NUL"]),
+    "a long turn": (TALK, {"conversations": ["a", BIG]}, ["row 2", "up to 10,000,002 characters"]),
+    "roles": (CHAT, {"messages": said("a", "b", roles=["user"])}, ["row 2", "message 2 is of 'user'", "take turns"]),
+    "no answer": (PAIR, {"prompt": "a"}, ["row 2, column 'completion'", "None is an empty text"]),
+    "a number": (PAIR, {"prompt": 7, "completion": "a"}, ["row 2, column 'prompt'", "7 is not text"]),
+    "not JSON": (TALK, "{'text': 1}", ["row 2: this is not a JSON object"]),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_bad_row_gets_one_sentence(tmp_path, case):
+    columns, row, parts = BAD[case]
+    good = {"conversations": ["q", "a"], "messages": said("q", "a"), "prompt": "q", "completion": "a"}
+    good = {column: good[column] for column in columns}
+    path = jsonl(tmp_path / "train.jsonl", good, row)
+    assert_says(refusal(load, path, columns), str(path), *parts)
+    jsonl(path, *[good] * 10)
+    assert load(path, columns)["train"]["turns"][:] == [["q", "a"]] * 7
+
+
+def test_a_bad_csv_gets_one_sentence(tmp_path):
+    (tmp_path / "train.csv").write_text("conversations\nwho?\n")
+    assert_says(refusal(load, tmp_path), "train.csv", "row 2", "'who?' is not a list of turns")
+    (tmp_path / "train.csv").write_text("conversations_a\nb\n")
+    assert_says(refusal(load, tmp_path), "no column 'conversations'", "rename the column 'conversations_a'")
+
+
+def test_of_many_bad_rows_ten_are_named_and_all_are_counted(tmp_path):
+    path = jsonl(tmp_path / "a.jsonl", *[{"conversations": ["q"]}] * 25)
+    assert_says(refusal(load, path), "rows 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, … (25 in all), column")
+
+
+def test_conversations_of_a_csv_file(tmp_path):
+    for split in ("train", "validation", "test"):
+        with (tmp_path / f"{split}.csv").open("w", newline="") as file:
+            rows = [["messages", "source"], [json.dumps(said("who\n?", "me, you")), "x"], ['["q", "a"]', "y"]]
+            csv.writer(file).writerows(rows)
+    dataset = load(tmp_path, CHAT)
+    assert dataset["train"].to_list() == [
+        {"source": "x", "turns": ["who\n?", "me, you"]},
+        {"source": "y", "turns": ["q", "a"]},
+    ]
+
+
+def test_only_the_columns_that_were_asked_for_are_read(tmp_path):
+    row = {"prompt": "q", "completion": "a", "messages": said("another", "one"), "turns": "a column of the reader"}
+    path = jsonl(tmp_path / "a.jsonl", *[row] * 10)
+    dataset = load(path, PAIR)["train"]
+    assert dataset["turns"][0] == ["q", "a"]
+    assert dataset.column_names == ["messages", "turns"]
+    assert load(path, CHAT)["train"]["turns"][0] == ["another", "one"]
+
+
+def test_a_parquet_file_is_read_by_load_dataset(tmp_path):
+    path = tmp_path / "a.parquet"
+    splits_of(train=talks(*"bcdefghijk"))["train"].to_parquet(path)
+    dataset = load(path, TALK, load_dataset)
+    assert sorted(talk[0] for part in dataset.values() for talk in part["turns"]) == list("bcdefghijk")
+
+
+# ---- splits
+
+
+def test_rows_of_the_hub_name_split_and_row():
+    dataset = splits_of(train=[{"messages": said("q", "a")}, {"messages": said("q")}])
+    assert_says(
+        refusal(load_from_hub, dataset, CHAT), "split 'train' (rows count from 0)", "row 1, column 'messages': the"
+    )
+
+
+def test_a_test_of_questions_alone_is_left_out_and_another_is_cut_out_of_train(tmp_path):
+    """As in LIMA: its test split has no answers."""
+    questions = [{"conversations": [f"question {n}"]} for n in range(3)]
+    dataset = splits_of(train=talks(*"bcdefghijk"), validation=talks("x"), test=questions)
+    found = load_from_hub(dataset)
+    assert {split: len(part) for split, part in found.items()} == {"train": 8, "validation": 1, "test": 2}
+    assert {talk[0] for split in ("train", "test") for talk in found[split]["turns"]} == set("bcdefghijk")
+    for split in dataset:
+        jsonl(tmp_path / f"{split}.jsonl", *dataset[split].to_list())
+    assert load(tmp_path)["test"]["turns"][:] == found["test"]["turns"][:]
+    unanswered = splits_of(train=talks(*"bcdefghijk"), validation=questions)
+    assert_says(refusal(load_from_hub, unanswered), "split 'validation'", "rows 0, 1, 2", "no answer")
+    pairs = splits_of(train=[{"prompt": "q", "completion": "a"}] * 10, test=[{"prompt": "r", "completion": ""}])
+    assert len(load_from_hub(pairs, PAIR)["test"]) == 2
+    del pairs["test"]
+    for nothing in (["q", ""], ["q", None]):
+        assert data.conversations.conversation({"conversations": nothing}, answers=False) == ["q"]
+    jsonl(tmp_path / "train.jsonl", *pairs["train"].to_list())
+    jsonl(tmp_path / "validation.jsonl", {"prompt": "r", "completion": "b"})
+    jsonl(tmp_path / "test.jsonl", {"prompt": "s"})
+    assert len(load(tmp_path, PAIR)["test"]) == 2
+
+
+def test_questions_on_both_sides_give_one_line_with_counts(capsys):
+    more = {"validation": talks("one more")}
+    load_from_hub(splits_of(train=talks("a law"), test=talks("another"), **more))
+    assert capsys.readouterr().out == ""
+    load_from_hub(splits_of(train=talks("a law"), test=talks(" A\nLAW ", "b", answer="y"), **more))
+    out = capsys.readouterr().out
+    assert out.count("\n") == 1
+    assert_says(out, "Warning: 1 of 2 texts of 'test' also stand in 'train'")
+
+
+def test_missing_splits_are_cut_out_of_train():
+    dataset = splits_of(train=talks(*map(str, range(100))))
+    found = load_from_hub(dataset, seed=3)
+    assert found.num_rows == {"train": 72, "test": 20, "validation": 8}
+    assert load_from_hub(dataset, seed=3)["test"]["turns"][:] == found["test"]["turns"][:]
+    assert load_from_hub(dataset, seed=4)["test"]["turns"][:] != found["test"]["turns"][:]

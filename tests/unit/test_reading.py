@@ -1,0 +1,242 @@
+"""How a data set is found and read: each file once, line by line, and what was checked is what comes back."""
+
+import csv
+import os
+from pathlib import Path
+
+import datasets
+import pytest
+from conftest import ROOT, refusal
+from data_files import assert_says, jsonl, never, splits_of, write
+from datasets import Dataset, load_dataset
+from datasets.exceptions import DatasetNotFoundError
+
+from utils import data, errors
+from utils.data import reading
+
+README = "---\ndataset_info:\n  features:\n  - name: text\n    dtype: string\n  - name: n\n    dtype: {}\n---\n"
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("hf_cache"))
+
+
+def read(place, load_dataset=never, text_columns=("text",)):
+    return reading.to_datasets(reading.read(place, load_dataset, text_columns), text_columns)
+
+
+# ---- once
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_each_file_is_read_once_and_what_was_checked_is_trained(tmp_path, monkeypatch, suffix):
+    opened = []
+    usual = Path.read_bytes
+
+    def read_bytes(path):
+        """Reads the file, and then another process changes it: nothing of that must come back."""
+        content = usual(path)
+        opened.append(path.name)
+        path.write_text("text,label\n,\n")
+        return content
+
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    content = {
+        "csv": "text,label\nopen it,a\nclose it,b\n",
+        "jsonl": '{"text": "open it", "label": "a"}\n{"text": "close it", "label": "b"}\n',
+    }[suffix]
+    files = {f"{split}_{suffix}": content for split in ("train", "validation", "test")}
+    dataset = data.classification.load(write(tmp_path / "a", **files), never)
+    assert opened == [f"{split}.{suffix}" for split in ("train", "validation", "test")]
+    assert dataset["test"].to_list() == [{"text": "open it", "label": 0}, {"text": "close it", "label": 1}]
+
+
+@pytest.mark.parametrize("kind", ["classification", "summaries", "conversations", "preferences"])
+def test_every_kind_is_found_and_read_by_one_function(monkeypatch, kind):
+    def found(dataset_id, load_dataset, text_columns):
+        raise errors.CourseError(f"{dataset_id} {' '.join(text_columns)}.")
+
+    monkeypatch.setattr(reading, "read", found)
+    columns = {
+        "classification": "text label",
+        "summaries": "text summary",
+        "conversations": "conversations",
+        "preferences": "prompt response_a response_b",
+    }
+    assert refusal(getattr(data, kind).load, "x", load_dataset) == f"x {columns[kind]}."
+
+
+@pytest.mark.parametrize("declared", [True, False])
+def test_an_edited_file_is_read_again(declared, tmp_path):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    if declared:
+        files = "configs:\n- config_name: default\n  data_files:\n  - split: train\n    path: train.jsonl\n"
+        (folder / "README.md").write_text(f"---\n{files}---\n")
+    for number, text in enumerate(("first", "second")):
+        jsonl(folder / "train.jsonl", {"text": text, "label": 1})
+        os.utime(folder / "train.jsonl", (10**9 + number, 10**9 + number))
+        assert read(folder)["train"]["text"][:] == [text]
+
+
+def test_an_edited_parquet_file_is_read_again(tmp_path):
+    files = "configs:\n- config_name: default\n  data_files:\n  - split: train\n    path: train.parquet\n"
+    (tmp_path / "README.md").write_text(f"---\n{files}---\n")
+    for number, text in enumerate(("first", "second")):
+        Dataset.from_dict({"text": [text]}).to_parquet(tmp_path / "train.parquet")
+        os.utime(tmp_path / "train.parquet", (10**9 + number, 10**9 + number))
+        assert read(tmp_path, load_dataset)["train"]["text"][:] == [text]
+
+
+# ---- as load_dataset
+
+
+@pytest.mark.parametrize("name", ["driver_intent", "toy_bills", "car_manual", "toy_preference"])
+def test_committed_data_is_what_load_dataset_makes_of_it(name):
+    folder = ROOT / "data" / name
+    text_columns = ("prompt", "response_a", "response_b") if name == "toy_preference" else ("text",)
+    found, expected = read(folder, text_columns=text_columns), load_dataset(str(folder))
+    assert list(found) == list(expected)
+    for split, part in expected.items():
+        assert found[split].to_list() == part.to_list()
+        if name != "toy_preference":  # pandas calls the texts of a CSV file large strings
+            assert found[split].features == part.features
+
+
+def test_several_files_of_a_split_are_joined_and_splits_have_the_same_columns(tmp_path):
+    jsonl(tmp_path / "train.jsonl", {"text": "a", "n": 1}, {"text": "b"})
+    jsonl(tmp_path / "train_more.jsonl", {"n": 2.5, "text": "c", "more": ["x"]})
+    jsonl(tmp_path / "test.jsonl", {"text": "d"})
+    dataset = read(tmp_path)
+    assert dataset["train"].to_list() == [
+        {"text": "a", "n": 1.0, "more": None},
+        {"text": "b", "n": None, "more": None},
+        {"text": "c", "n": 2.5, "more": ["x"]},
+    ]
+    assert dataset["test"].to_list() == [{"text": "d", "n": None, "more": None}]
+    assert dataset["test"].features == dataset["train"].features
+
+
+@pytest.mark.parametrize(
+    ("texts", "values"),
+    [
+        (["1", "-2", "+3", "007"], [1, -2, 3, 7]),
+        (["1", "2.5", ".5", "1e3"], [1.0, 2.5, 0.5, 1000.0]),
+        (["True", "false", "TRUE"], [True, False, True]),
+        (["1", "two"], ["1", "two"]),
+        (["1", ""], ["1", ""]),
+        (["1", "nan"], ["1", "nan"]),
+        (["1_0", "2"], ["1_0", "2"]),
+        (["9" * 30, "1"], [1e30, 1.0]),
+    ],
+)
+def test_a_csv_column_of_numbers_becomes_numbers_unless_it_is_a_text(tmp_path, texts, values):
+    with (tmp_path / "train.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("text", "other"), *zip(texts, texts, strict=True)])
+    dataset = read(tmp_path)
+    assert dataset["train"]["other"][:] == values
+    assert dataset["train"]["text"][:] == texts
+
+
+def test_declared_types_are_kept_and_what_does_not_fit_is_a_sentence(tmp_path):
+    for kind, values in (("int64", [1, 2]), ("string", ["1", "2"]), ("float64", [1.0, 2.0])):
+        folder = write(tmp_path / kind, README.format(kind), train_csv="n,text\n1,a\n2,b\n")
+        part = read(folder)["train"]
+        assert part.column_names == ["text", "n"], "the declared order"
+        assert part["n"][:] == values
+    (folder / "train.csv").write_text("n,text\n1,a\nx,b\n")
+    assert_says(refusal(read, folder), "train.csv", "'x'", "README.md")
+    (folder / "train.csv").unlink()
+    jsonl(folder / "train.jsonl", {"text": "a", "n": "\ud800"})
+    assert_says(refusal(read, folder), "train.jsonl", "surrogates", "README.md")
+
+
+def test_a_json_column_of_mixed_values_is_no_obstacle(tmp_path):
+    jsonl(tmp_path / "train.jsonl", {"text": "a", "id": 1}, {"text": "b", "id": "two"})
+    assert read(tmp_path)["train"]["id"][:] == [1, "two"]
+    jsonl(tmp_path / "train.jsonl", {"text": "a", "id": 2**70})
+    assert_says(refusal(read, tmp_path), "train.jsonl", "too large", "write values of one kind")
+
+
+def test_files_of_two_kinds_are_refused(tmp_path):
+    jsonl(tmp_path / "train.jsonl", {"text": "a"})
+    (tmp_path / "test.json").write_text('[{"text": "b"}]')
+    assert_says(refusal(read, tmp_path), "files of several kinds (.json, .jsonl)", "as one kind")
+
+
+def test_too_much_text_is_refused_before_it_is_read(tmp_path, monkeypatch):
+    jsonl(tmp_path / "train.jsonl", {"text": "a"})
+    monkeypatch.setattr(reading, "LARGEST", 5)
+    monkeypatch.setattr(Path, "read_bytes", never)
+    assert_says(refusal(read, tmp_path), "GiB of text", "save the rows as .parquet")
+
+
+def test_a_byte_order_mark_and_windows_line_ends_are_accepted(tmp_path):
+    table = "\ufefftext,label\r\nring mum,call\r\nplay jazz,music\r\n".encode()
+    rows = b'\xef\xbb\xbf{"text": "ring mum", "label": "call"}\r\n{"text": "play jazz", "label": "music"}\r\n'
+    folder = write(tmp_path / "a", a_csv=table, b_jsonl=rows)
+    for name in ("a.csv", "b.jsonl"):
+        dataset = read(folder / name)
+        assert dataset["train"].column_names == ["text", "label"]
+        assert dataset["train"][0] == {"text": "ring mum", "label": "call"}
+
+
+def test_quoted_csv_and_very_long_texts_are_accepted(tmp_path):
+    long = "long " * 200_000  # Python's csv stops at 131,072 characters
+    path = tmp_path / "a.csv"
+    path.write_text(f'text,label\n"two\nlines, ""quoted""",call\n\n{long},music\n')
+    dataset = read(path)
+    assert dataset["train"]["text"][0] == 'two\nlines, "quoted"'
+    assert dataset["train"]["text"][1] == long
+
+
+def test_a_compressed_csv_file_is_read_by_load_dataset_which_keeps_its_words(tmp_path):
+    import gzip
+
+    with gzip.open(tmp_path / "train.csv.gz", "wt") as file:
+        file.write("text,n\nNA,1\n007,2\n")
+    assert read(tmp_path, load_dataset)["train"].to_list() == [{"text": "NA", "n": 1}, {"text": "007", "n": 2}]
+
+
+# ---- the hub
+
+
+@pytest.mark.parametrize("problem", [DatasetNotFoundError, FileNotFoundError, PermissionError, ConnectionError])
+def test_a_set_that_cannot_be_read_gets_one_sentence(problem):
+    def reads(problem):
+        def load_dataset(name):
+            raise problem
+
+        return reading.read("some/set", load_dataset, ())
+
+    page = "some/set: cannot be read; if it is gated, open https://huggingface.co/datasets/some/set, accept its terms"
+    assert refusal(reads, problem("line\nline")).startswith(page)
+    assert refusal(reads, errors.CourseError("Mine stays.")) == "Mine stays."
+    with pytest.raises(KeyError):
+        reads(KeyError("a fault of the program is not hidden"))
+
+
+def test_the_function_may_be_one_with_more_settings():
+    found = []
+
+    def load_dataset(name, revision=None):
+        found.append((name, revision))
+        return splits_of(train=[{"text": "a", "summary": "b"}] * 20)
+
+    def read_the_first_version(name):
+        return load_dataset(name, revision="1.0")
+
+    data.summaries.load("some/set", read_the_first_version)
+    assert found == [("some/set", "1.0")]
+
+
+def test_source_says_where_the_rows_are(tmp_path):
+    assert reading.source("GAIR/lima").arguments == {"path": "GAIR/lima"}
+    jsonl(tmp_path / "train.jsonl", {"text": "a"})
+    (streamed,) = load_dataset(**reading.source(tmp_path).arguments, split="train", streaming=True)
+    assert streamed == {"text": "a"}
+    path = tmp_path / "b.csv"
+    path.write_text("text,n\nNA,1\n")
+    (streamed,) = load_dataset(**reading.source(path, ("text",)).arguments, split="train", streaming=True)
+    assert streamed == {"text": "NA", "n": 1}
