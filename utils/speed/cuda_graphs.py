@@ -1,8 +1,9 @@
-"""CUDA graphs: the GPU work of a training step, recorded once for each shape of batch and replayed in one call."""
+"""CUDA graphs: the GPU work of a training step, captured once for each shape of batch and replayed in one call."""
 
 import contextlib
 import functools
 import inspect
+from dataclasses import dataclass
 from unittest import mock
 
 import torch
@@ -13,90 +14,171 @@ from transformers.utils import import_utils
 from utils.errors import CourseError
 from utils.training import out_of_memory
 
-MOST = 32  # shapes that are recorded; each takes a second
-_blocks = []  # of each block of `replay` that is entered: its records, and where they lie
+MAX_SHAPES = 32  # shapes of batches that are captured; each takes a second
+_active = []  # one _GraphedModule for each `with replay(...)` block that is entered
 
 
 @contextlib.contextmanager
 def replay(module, on=True, compiled=False):
     """Inside the `with` block, `module` (a model of transformers, or a part of one) trains by CUDA graphs.
 
-    The first batch of a shape is recorded, forward and backward; later ones replay the record: one call from Python
-    instead of thousands, with the same kernels and random numbers (but a mask is made even if it hides nothing). So
-    shapes should be few (`pad_to_multiple_of`). Those beyond the first MOST run as usual, and so do evaluation,
-    generation, models with activation checkpointing, and everything where there is no GPU. Keys and values are not kept
-    (use_cache=False); a `module` that returns what is no tensor is refused with CourseError. The memory of the records
-    stays reserved until the block ends or `forget` is called. With `compiled`, layers are recorded as torch.compile
-    fuses them, once for all lengths: that takes a minute, and the results are the usual ones up to rounding.
-    Source: CUDAGraph and torch.cuda.graph of torch.
+    The first batch of a shape is captured, forward and backward; later ones replay the captured graphs: one call from
+    Python instead of thousands, with the same kernels and random numbers (but a mask is made even if it hides nothing).
+    So shapes should be few (`pad_to_multiple_of`). Those beyond the first MAX_SHAPES run as usual, and so do
+    evaluation, generation, models with activation checkpointing, and everything where there is no GPU. Keys and values
+    are not kept (use_cache=False). The memory of the graphs stays reserved until the block ends or `forget` is called.
+
+    on: False leaves the module as it is.
+    compiled: layers are captured as torch.compile fuses them, once for all lengths. That takes a minute, and the
+        results are the usual ones up to rounding.
+    Raises CourseError if `module` returns something that is not a tensor.
+    Source: torch.cuda.CUDAGraph and torch.cuda.graph.
     """
     if not (on and torch.cuda.is_available()):
         yield
         return
-    usual, records, own = module.forward, {}, "forward" in vars(module)
-    no_cache = {"use_cache": False} if "use_cache" in inspect.signature(usual).parameters else {}
-    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    layers = [layer for layer in module.modules() if compiled and isinstance(layer, GradientCheckpointingLayer)]
-    fused = {layer: layer.compile(dynamic=True) or vars(layer).pop("_compiled_call_impl") for layer in layers}
-    torch.cuda.empty_cache()  # or what follows is put into large free pieces, which then cannot be given back
-    # of all records, none of which is needed while another one runs
-    place = [torch.cuda.MemPool(), torch.cuda.Stream(), [torch.empty_like(parameter) for parameter in trained]]
-
-    @functools.wraps(usual)  # Trainer reads its signature
-    def forward(*args, **kwargs):
-        if over or not (module.training and torch.is_grad_enabled()):
-            return usual(*args, **kwargs)
-        leaves, form = _pytree.tree_flatten((args, kwargs | no_cache))
-        tensors = [leaf for leaf in leaves if torch.is_tensor(leaf)]
-        shape = (form, *((leaf.shape, leaf.dtype) if torch.is_tensor(leaf) else leaf for leaf in leaves))
-        if any(x.requires_grad for x in tensors):
-            return usual(*args, **kwargs)
-        if shape not in records:
-            if len(records) == MOST or getattr(module, "is_activation_checkpointing", False):
-                return usual(*args, **kwargs)
-            torch.cuda.empty_cache()  # what is free outside of the pool, the pool would not take
-            with _stand_ins(module, trained) as parameters, _compiled(fused):
-                recorded = _record(usual, leaves, form, parameters, *place)
-            records[shape] = functools.partial(recorded, trained)
-        return records[shape](tensors)
-
+    graphed = _GraphedModule(module, compiled)
     if compiled:
         module.enable_input_require_grads()  # else the first layer, whose input needs none, is compiled by itself
-    module.forward, over = forward, False
-    _blocks.append((records, place))
+    graphed.install()
+    _active.append(graphed)
     end_retry_callback = out_of_memory.on_retry(forget)
     try:
         yield
     finally:
-        _blocks.pop()
+        _active.remove(graphed)
         end_retry_callback()
         if compiled:
             module.disable_input_require_grads()
-        over = True  # accelerate may have wrapped `forward` meanwhile, and goes on calling it
-        if vars(module)["forward"] is forward:
-            del module.forward
-            vars(module).update({"forward": usual} if own else {})
-        records.clear()
-        place.clear()
-        torch.cuda.empty_cache()
+        graphed.remove()
 
 
 def forget():
-    """Frees the memory of all records, when a step needs it; a shape that comes again is recorded anew."""
-    for records, place in _blocks:
-        records.clear()
-        place[0] = torch.cuda.MemPool()
+    """Frees the memory of all captured graphs, when a step needs it; a shape that comes again is captured anew."""
+    for graphed in _active:
+        graphed.forget()
+
+
+@dataclass
+class _SharedMemory:
+    """What the graphs of all shapes use in turn: none of them needs it while another one runs."""
+
+    pool: torch.cuda.MemPool
+    stream: torch.cuda.Stream
+    gradients: list[torch.Tensor]  # one buffer for each trained parameter
+
+
+class _Arguments:
+    """The arguments of a call as a flat list: tensors change from batch to batch, all else belongs to the shape."""
+
+    def __init__(self, args, kwargs):
+        self.leaves, self.structure = _pytree.tree_flatten((args, kwargs))
+
+    def tensors(self):
+        return [leaf for leaf in self.leaves if torch.is_tensor(leaf)]
+
+    def shape(self):
+        """A key that is equal for two calls if and only if the same captured graph serves both."""
+        parts = [self.structure]
+        for leaf in self.leaves:
+            parts.append((leaf.shape, leaf.dtype) if torch.is_tensor(leaf) else leaf)
+        return tuple(parts)
+
+    def with_tensors(self, tensors):
+        """(args, kwargs) of the same call with other tensors."""
+        remaining = iter(tensors)
+        leaves = [next(remaining) if torch.is_tensor(leaf) else leaf for leaf in self.leaves]
+        return _pytree.tree_unflatten(leaves, self.structure)
+
+
+class _GraphedModule:
+    """A module whose `forward` replays captured graphs, from `install` until `remove`."""
+
+    def __init__(self, module, compiled):
+        self.module = module
+        self.usual_forward = module.forward
+        self.had_own_forward = "forward" in vars(module)  # set on the object, not by its class
+        self.takes_use_cache = "use_cache" in inspect.signature(module.forward).parameters
+        self.trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        self.compiled_calls = _compile_layers(module) if compiled else {}
+        self.graphs = {}  # shape of a call: the _CapturedStep that serves it
+        self.removed = False
+        torch.cuda.empty_cache()  # or what follows is put into large free pieces, which then cannot be given back
+        self.memory = _SharedMemory(
+            pool=torch.cuda.MemPool(),
+            stream=torch.cuda.Stream(),
+            gradients=[torch.empty_like(parameter) for parameter in self.trained],
+        )
+
+    def install(self):
+        @functools.wraps(self.usual_forward)  # Trainer reads its signature
+        def forward(*args, **kwargs):
+            return self.forward(*args, **kwargs)
+
+        self.installed_forward = forward
+        self.module.forward = forward
+
+    def remove(self):
+        self.removed = True  # accelerate may have wrapped `forward` meanwhile, and goes on calling it
+        if vars(self.module).get("forward") is self.installed_forward:
+            del self.module.forward
+            if self.had_own_forward:
+                self.module.forward = self.usual_forward
+        self.installed_forward = None  # it refers to this object, and both would wait for the garbage collector
+        self.graphs.clear()
+        self.memory = None
+        torch.cuda.empty_cache()
+
+    def forget(self):
+        self.graphs.clear()
+        self.memory.pool = torch.cuda.MemPool()
+
+    def forward(self, *args, **kwargs):
+        if self.removed or not (self.module.training and torch.is_grad_enabled()):
+            return self.usual_forward(*args, **kwargs)
+        capture_kwargs = dict(kwargs)
+        if self.takes_use_cache:
+            capture_kwargs["use_cache"] = False
+        arguments = _Arguments(args, capture_kwargs)
+        tensors = arguments.tensors()
+        if any(tensor.requires_grad for tensor in tensors):
+            return self.usual_forward(*args, **kwargs)
+        shape = arguments.shape()
+        if shape not in self.graphs:
+            if not self.may_capture():
+                return self.usual_forward(*args, **kwargs)
+            self.graphs[shape] = self.capture(arguments)
+        return self.graphs[shape].replay(self.trained, tensors)
+
+    def may_capture(self):
+        checkpointing = getattr(self.module, "is_activation_checkpointing", False)  # Trainer turns it on late
+        return len(self.graphs) < MAX_SHAPES and not checkpointing
+
+    def capture(self, arguments):
+        torch.cuda.empty_cache()  # the pool does not take what is free outside of it
+        with _stand_ins(self.module, self.trained) as parameters, _compiled_layers(self.compiled_calls):
+            return _CapturedStep(self.usual_forward, arguments, parameters, self.memory)
+
+
+def _compile_layers(module):
+    """{layer: its compiled call} for each layer of a model of transformers; the layers themselves stay as they are."""
+    compiled_calls = {}
+    for layer in module.modules():
+        if isinstance(layer, GradientCheckpointingLayer):
+            layer.compile(dynamic=True)
+            compiled_calls[layer] = vars(layer).pop("_compiled_call_impl")
+    return compiled_calls
 
 
 @contextlib.contextmanager
-def _compiled(fused):
+def _compiled_layers(compiled_calls):
     """Inside the block these layers, {layer: its compiled call}, are compiled; outside they are the usual ones."""
-    for layer, call in fused.items():
-        layer._compiled_call_impl = call
+    for layer, compiled_call in compiled_calls.items():
+        layer._compiled_call_impl = compiled_call
     try:
         yield
     finally:
-        for layer in fused:
+        for layer in compiled_calls:
             del layer._compiled_call_impl
 
 
@@ -105,77 +187,117 @@ def _stand_ins(module, trained):
     """Inside the block `module` has other parameters in place of the trained ones, with the same memory; yields them.
 
     Autograd remembers on which stream it first met a parameter, as long as any earlier loss is kept somewhere; and what
-    another stream waits for cannot be recorded. It has not met these.
+    another stream waits for cannot be captured. It has not met these.
     """
-    other = {id(parameter): torch.nn.Parameter(parameter.detach()) for parameter in trained}
-    owners = [(part._parameters, name) for part in module.modules() for name in part._parameters]
-    owners = [(own, name, own[name]) for own, name in owners if id(own[name]) in other]
-    for own, name, parameter in owners:
-        own[name] = other[id(parameter)]
+    stand_ins = {id(parameter): torch.nn.Parameter(parameter.detach()) for parameter in trained}
+    places = []  # (dict of a submodule's parameters, name, the trained parameter that stands there)
+    for submodule in module.modules():
+        for name, parameter in submodule._parameters.items():
+            if id(parameter) in stand_ins:
+                places.append((submodule._parameters, name, parameter))
+    for parameters, name, parameter in places:
+        parameters[name] = stand_ins[id(parameter)]
     try:
-        yield list(other.values())
+        yield list(stand_ins.values())
     finally:
-        for own, name, parameter in owners:
-            own[name] = parameter
+        for parameters, name, parameter in places:
+            parameters[name] = parameter
 
 
-def _record(usual, leaves, form, parameters, pool, stream, gradients):
-    """A function of the parameters and the tensors of a batch that replays usual(*args, **kwargs), recorded here."""
-    inputs = [leaf.clone() for leaf in leaves if torch.is_tensor(leaf)]  # where a replay looks for its batch
+class _CapturedStep:
+    """The forward and the backward pass of `forward` for batches of one shape, as two CUDA graphs.
 
-    def run():
-        given = iter(inputs)
-        args, kwargs = _pytree.tree_unflatten([next(given) if torch.is_tensor(x) else x for x in leaves], form)
-        found, shape = _pytree.tree_flatten(usual(*args, **kwargs))
-        if strange := {type(x).__name__ for x in found if not torch.is_tensor(x)}:
-            raise CourseError(f"{usual.__qualname__} returns {', '.join(strange)}; train without CUDA graphs.")
-        return found, [x for x in found if x.requires_grad], shape
+    forward: the usual forward method of a module.
+    arguments: those of the first call of this shape.
+    parameters: what learns, as the module has it while it is captured.
+    memory: a _SharedMemory.
+    Raises CourseError if the module returns something that is not a tensor.
+    """
 
-    def derive(learning, seeds):
-        """Writes the gradients to where those of all shapes lie; says of each parameter whether it has one."""
-        found = torch.autograd.grad(learning, parameters, seeds, allow_unused=True)
-        for place, gradient in zip(gradients, found, strict=True):
+    def __init__(self, forward, arguments, parameters, memory):
+        self.usual_forward = forward
+        self.arguments = arguments
+        self.inputs = [tensor.clone() for tensor in arguments.tensors()]  # where a replay looks for its batch
+        self.gradients = memory.gradients
+        self.forward_graph = torch.cuda.CUDAGraph()
+        self.backward_graph = torch.cuda.CUDAGraph()
+        precision = torch.get_autocast_dtype("cuda")
+        with torch.autocast("cuda", precision, torch.is_autocast_enabled("cuda"), cache_enabled=False):
+            self._warm_up(parameters, memory)
+            self._capture(parameters, memory)
+        del self.usual_forward, self.arguments  # a replay needs neither the module nor its first batch
+
+    def _warm_up(self, parameters, memory):
+        """Runs both passes once as usual, in the graphs' memory: libraries choose and load their kernels."""
+        memory.stream.wait_stream(torch.cuda.current_stream())
+        same_random_numbers = torch.random.fork_rng([torch.cuda.current_device()])
+        masks_as_when_captured = mock.patch.object(import_utils, "is_cuda_stream_capturing", return_value=True)
+        on_stream, in_pool = torch.cuda.stream(memory.stream), torch.cuda.use_mem_pool(memory.pool)
+        with same_random_numbers, masks_as_when_captured, on_stream, in_pool:
+            outputs, _ = self._run()
+            differentiable = [output for output in outputs if output.requires_grad]
+            del outputs
+            self._write_gradients(differentiable, parameters, [torch.zeros_like(output) for output in differentiable])
+            del differentiable
+        torch.cuda.current_stream().wait_stream(memory.stream)
+
+    def _capture(self, parameters, memory):
+        with torch.cuda.graph(self.forward_graph, pool=memory.pool.id, stream=memory.stream):
+            outputs, self.output_structure = self._run()
+        differentiable = [output for output in outputs if output.requires_grad]
+        self.output_gradients = [torch.empty_like(output) for output in differentiable]
+        with torch.cuda.graph(self.backward_graph, pool=memory.pool.id, stream=memory.stream):
+            self.has_gradient = self._write_gradients(differentiable, parameters, self.output_gradients)
+        self.is_differentiable = [output.requires_grad for output in outputs]
+        self.outputs = [output.detach() for output in outputs]
+
+    def _run(self):
+        """The forward pass on `self.inputs`: its output tensors, and how they lie in what the module returns."""
+        args, kwargs = self.arguments.with_tensors(self.inputs)
+        outputs, structure = _pytree.tree_flatten(self.usual_forward(*args, **kwargs))
+        others = {type(output).__name__ for output in outputs if not torch.is_tensor(output)}
+        if others:
+            name = self.usual_forward.__qualname__
+            raise CourseError(f"{name} returns {', '.join(others)}; train without CUDA graphs.")
+        return outputs, structure
+
+    def _write_gradients(self, outputs, parameters, output_gradients):
+        """The backward pass, into the buffers that all shapes share; returns for each parameter whether it has one."""
+        gradients = torch.autograd.grad(outputs, parameters, output_gradients, allow_unused=True)
+        for buffer, gradient in zip(self.gradients, gradients, strict=True):
             if gradient is not None:
-                place.copy_(gradient)
-        return [gradient is not None for gradient in found]
+                buffer.copy_(gradient)
+        return [gradient is not None for gradient in gradients]
 
-    half, forward, backward = torch.get_autocast_dtype("cuda"), torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
-    with torch.autocast("cuda", half, torch.is_autocast_enabled("cuda"), cache_enabled=False):
-        stream.wait_stream(torch.cuda.current_stream())
-        here = torch.random.fork_rng([torch.cuda.current_device()])
-        masks = mock.patch.object(import_utils, "is_cuda_stream_capturing", return_value=True)  # as when recorded
-        with here, masks, torch.cuda.stream(stream), torch.cuda.use_mem_pool(pool):
-            _, learning, _ = run()  # once as usual: libraries choose and load their kernels
-            derive(learning, [torch.zeros_like(x) for x in learning])
-            del learning
-        torch.cuda.current_stream().wait_stream(stream)
-        with torch.cuda.graph(forward, pool=pool.id, stream=stream):
-            outputs, learning, shape = run()
-        seeds = [torch.empty_like(x) for x in learning]
-        with torch.cuda.graph(backward, pool=pool.id, stream=stream):
-            has_one = derive(learning, seeds)
-    learns = [x.requires_grad for x in outputs]
-    outputs = [x.detach() for x in outputs]
-    del learning
+    def replay(self, trained, tensors):
+        """What the module returns for a batch of these tensors; its gradients reach the `trained` parameters."""
+        for buffer, tensor in zip(self.inputs, tensors, strict=True):
+            buffer.copy_(tensor)
+        outputs = _Replay.apply(self, *trained)
+        return _pytree.tree_unflatten(list(outputs), self.output_structure)
 
-    class Replay(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, *parameters):
-            forward.replay()
-            results = tuple(x.clone() for x in outputs)  # the next replay overwrites its own
-            ctx.mark_non_differentiable(*(x for x, learning in zip(results, learns, strict=True) if not learning))
-            return results
 
-        @staticmethod
-        def backward(ctx, *given):
-            for seed, gradient in zip(seeds, (x for x, yes in zip(given, learns, strict=True) if yes), strict=True):
-                seed.copy_(gradient)
-            backward.replay()
-            return tuple(x.clone() if has else None for x, has in zip(gradients, has_one, strict=True))
+class _Replay(torch.autograd.Function):
+    """One node of autograd's graph for all that a _CapturedStep does."""
 
-    def replayed(trained, tensors):
-        for kept, new in zip(inputs, tensors, strict=True):
-            kept.copy_(new)
-        return _pytree.tree_unflatten(list(Replay.apply(*trained)), shape)
+    @staticmethod
+    def forward(ctx, step, *parameters):
+        ctx.step = step
+        step.forward_graph.replay()
+        outputs = tuple(output.clone() for output in step.outputs)  # the next replay overwrites its own
+        pairs = zip(outputs, step.is_differentiable, strict=True)
+        ctx.mark_non_differentiable(*(output for output, differentiable in pairs if not differentiable))
+        return outputs
 
-    return replayed
+    @staticmethod
+    def backward(ctx, *output_gradients):
+        step = ctx.step
+        pairs = zip(output_gradients, step.is_differentiable, strict=True)
+        wanted = [gradient for gradient, differentiable in pairs if differentiable]
+        for buffer, gradient in zip(step.output_gradients, wanted, strict=True):
+            buffer.copy_(gradient)
+        step.backward_graph.replay()
+        gradients = []
+        for gradient, has_gradient in zip(step.gradients, step.has_gradient, strict=True):
+            gradients.append(gradient.clone() if has_gradient else None)
+        return None, *gradients

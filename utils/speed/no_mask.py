@@ -12,4 +12,6 @@ def without_mask(decoder):
 
 
 def _drop_mask(module, args, kwargs):
-    return args, kwargs | {"attention_mask": None}
+    kwargs = dict(kwargs)
+    kwargs["attention_mask"] = None
+    return args, kwargs

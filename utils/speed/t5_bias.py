@@ -21,10 +21,21 @@ def share_position_bias():
 
 def _attend(module, query, key, value, attention_mask, position_bias=None, **kwargs):
     if position_bias is not None:
-        known = getattr(position_bias, "joined", None)  # lives as long as the bias: one forward pass
-        if known is None or known[0] is not attention_mask:
-            causal = query.shape[2] > 1 and attention_mask is None and module.is_causal
-            both = create_position_bias_mask(position_bias, attention_mask, causal, query, key)
-            known = position_bias.joined = (attention_mask, both.to(query.dtype))
-        attention_mask = known[1]
+        attention_mask = _bias_and_mask(module, query, key, attention_mask, position_bias)
     return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+
+
+def _bias_and_mask(module, query, key, attention_mask, position_bias):
+    """The bias and the mask in one tensor, (rows, heads, queries, keys), made once for each bias and mask.
+
+    It is an attribute of the bias, so it lives as long as that: for one forward pass.
+    """
+    joined = getattr(position_bias, "joined", None)
+    if joined is not None:
+        mask_of_joined, bias_and_mask = joined
+        if mask_of_joined is attention_mask:
+            return bias_and_mask
+    is_causal = query.shape[2] > 1 and attention_mask is None and module.is_causal
+    bias_and_mask = create_position_bias_mask(position_bias, attention_mask, is_causal, query, key).to(query.dtype)
+    position_bias.joined = (attention_mask, bias_and_mask)
+    return bias_and_mask
