@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from utils.errors import CourseError, some
-from utils.session import versions
+from utils.session import public_version, versions
 from utils.training import adapters
 from utils.training.weight_files import fault
 
@@ -71,7 +71,7 @@ def fingerprint(trainer):
     for callback in trainer.callback_handler.callbacks:
         if hasattr(callback, "state"):
             found[type(callback).__name__] = callback.state()["args"]
-    found |= {name: version for name, (version, _) in versions().items() if name in STACK}
+    found |= {name: public_version(version) for name, (version, _) in versions().items() if name in STACK}
     return json.loads(json.dumps(found, default=lambda value: sorted(value) if isinstance(value, set) else str(value)))
 
 
@@ -114,6 +114,9 @@ def start(trainer, resume=False, cold=False):
     checkpoint = last_complete(folder, cold) if resume else None
     if checkpoint and record.exists():
         then = json.loads(record.read_text("utf-8"))
+        for name in STACK:  # a record that was written with another build of the same release
+            if name in then:
+                then[name] = public_version(then[name])
         pairs = {name: (then.get(name), now.get(name)) for name in {**then, **now}}
         if changed := [f"{name} was {a!r} and is {b!r}" for name, (a, b) in pairs.items() if a != b]:
             remedy = f"change it back, or set resume_from_checkpoint to False; to go on all the same, delete {RUN}"
