@@ -120,7 +120,7 @@ def test_the_environment_in_one_line(capsys, monkeypatch):
     ("package", "module"), [("2.13.0", "2.13.0+cu130"), ("2.13.0+cpu", "2.13.0+cpu"), ("2.13.0", "2.13.0")]
 )
 def test_any_build_of_a_release_is_ready_and_is_named(capsys, monkeypatch, package, module):
-    """PyPI's CUDA build, PyTorch's CPU build, PyPI's build for macOS: the package and the module differ in the first."""
+    """PyPI's build for CUDA, where package and module differ, PyTorch's for the CPU, and PyPI's for macOS."""
     real = session.metadata.version
     monkeypatch.setattr(session.metadata, "version", lambda name: package if name == "torch" else real(name))
     monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion(module))
