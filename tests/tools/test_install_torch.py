@@ -45,7 +45,7 @@ def write_wheel(folder, version, cuda):
 
 
 class Index:
-    """A package index on this machine: the folders below `folder` are its packages; it answers after `delay` seconds."""
+    """A package index on this machine: the folders below `folder` are its packages. Answers wait `delay` seconds."""
 
     def __init__(self, folder):
         self.delay = 0
