@@ -17,7 +17,7 @@ LESSONS := --profile="$$PROFILE" $(if $(NB),--nb="$$NB")
 
 help:
 	@echo 'Usage: make TARGET [NAME=value ...]'
-	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 16
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s%s\n", $$1, $$2 }' Makefile
 
 run: $(READY) ## run the lessons headless; NB=02 PROFILE=full OVERRIDES='{"learning_rate": 0}' SEED=1 OUT=dir
 	@$(RUN) tools.run_notebooks $(LESSONS) $(if $(OVERRIDES),--overrides="$$OVERRIDES") $(if $(SEED),--seed="$$SEED") \

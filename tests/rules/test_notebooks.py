@@ -63,6 +63,9 @@ def faults(path):
             and "google.colab" not in text.split("PROFILE")[0]
         ):
             found.append("a shell command outside the Colab cell")
+    names = [cell["id"] for cell in notebook["cells"]]
+    if len(set(names)) < len(names):
+        found.append("two cells have the same id")
     if set(notebook["metadata"]) - {"kernelspec", "language_info"}:
         found.append("unknown metadata")
     if [len(cell.get("metadata", {}).get("tags", [])) for cell in cells(path)].count(1) != 1:
@@ -104,6 +107,7 @@ def test_rules(path):
         ("wandb.login()", "login"),
         ("load(x, trust_remote_code=False)", "trust_remote_code"),
         ("load('../data')", "path"),
+        ("x = 1", "the same id"),
     ],
 )
 def test_the_rules_find_what_they_forbid(tmp_path, source, fault):
