@@ -1,4 +1,5 @@
 # `make` lists what it can do. The first call sets up .venv; an interrupted set-up goes on where it stopped.
+# TORCH_BUILD=cpu, cuda or pip overrides which build of PyTorch the set-up takes: tools/install_torch.py says how.
 PYTHON ?= python3
 CONSTRAINTS ?= constraints.txt
 TORCH ?= 2.13.0
@@ -8,7 +9,7 @@ VENV := .venv
 READY := $(VENV)/.ready
 RUN := $(VENV)/bin/python -m
 # The recipes read these from the environment, so that a value may hold spaces and quotes.
-export NB PROFILE OVERRIDES OUT SEED GPU_MEMORY
+export NB PROFILE OVERRIDES OUT SEED GPU_MEMORY TORCH_BUILD TORCH_CPU_INDEX
 LESSONS := --profile="$$PROFILE" $(if $(NB),--nb="$$NB")
 
 .DEFAULT_GOAL := help
@@ -16,7 +17,7 @@ LESSONS := --profile="$$PROFILE" $(if $(NB),--nb="$$NB")
 
 help:
 	@echo 'Usage: make TARGET [NAME=value ...]'
-	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 16
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s%s\n", $$1, $$2 }' Makefile
 
 run: $(READY) ## run the lessons headless; NB=02 PROFILE=full OVERRIDES='{"learning_rate": 0}' SEED=1 OUT=dir
 	@$(RUN) tools.run_notebooks $(LESSONS) $(if $(OVERRIDES),--overrides="$$OVERRIDES") $(if $(SEED),--seed="$$SEED") \
@@ -58,9 +59,11 @@ assets: $(READY) ## rebuild the data and the tiny models from their seeds
 lock: ## write the newest versions that requirements.txt allows to constraints.txt; TORCH=2.13.0 picks torch
 	@set -e; folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; pip="$$folder/venv/bin/python -m pip"; set -x; \
 	$(PYTHON) -m venv "$$folder/venv"; \
+	echo "torch==$(TORCH)" > "$$folder/torch.txt"; \
+	"$$folder/venv/bin/python" tools/install_torch.py --constraint "$$folder/torch.txt"; \
 	$$pip install -r requirements.txt "torch==$(TORCH)"; \
 	$$pip freeze --exclude-editable > "$$folder/all.txt"; \
-	grep -vE '^(nvidia-|triton)' "$$folder/all.txt" | sed 's/+.*//' | LC_ALL=C sort -f > constraints.txt
+	grep -vE '^(nvidia-|cuda-|triton|setuptools)' "$$folder/all.txt" | sed 's/+.*//' | LC_ALL=C sort -f > constraints.txt
 
 hashes: $(READY) ## write the hashes of those versions to constraints-hashes.txt; minutes, several GB
 	$(VENV)/bin/python .ci/lock_hashes.py
@@ -73,10 +76,11 @@ clean: ## remove outputs/ and caches; ALL=1 also .venv
 $(READY): requirements.txt $(CONSTRAINTS) pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("The course needs Python 3.11 or \
 	newer, $(PYTHON) is %d.%d: call make with PYTHON=path/to/a/newer/python3." % v[:2])'
-	@echo "Setting up $(VENV): a few GB of packages, once. If interrupted, run the same command again."
+	@echo "Setting up $(VENV): one to several GB of packages, once. If interrupted, run the same command again."
 	@rm -f $(READY)
 	@for info in $(VENV)/lib/python3*/site-packages/*.dist-info; do [ -f "$$info/INSTALLER" ] || rm -rf "$$info"; done
 	@[ -f $(VENV)/bin/activate ] && $(RUN) pip --version > /dev/null || $(PYTHON) -m venv --clear $(VENV)
+	@$(VENV)/bin/python tools/install_torch.py $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
 	$(RUN) pip install -r requirements.txt $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
 	@$(VENV)/bin/python -c 'import torch, transformers, datasets, papermill'
 	@touch $@

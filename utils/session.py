@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 from filelock import SoftFileLease, Timeout
 from packaging.requirements import Requirement
+from packaging.version import InvalidVersion, Version
 
 from utils.errors import CourseError
 from utils.paths import ROOT
@@ -41,12 +42,26 @@ def versions():
     return found
 
 
+def public_version(version):
+    """A version without its local part: "2.13.0" of "2.13.0+cpu", "2.13.0+cu130" and "2.13.0". None stays None.
+
+    The local part names a build. It depends on where a package came from, and two sources of the same build do not
+    agree: PyPI's torch calls itself 2.13.0+cu130 and its package 2.13.0. So compare versions without it.
+    """
+    if version is None:
+        return None
+    try:
+        return Version(version).public
+    except InvalidVersion:
+        return version
+
+
 def check_versions():
     """Prints one line: ready, or which packages differ from requirements.txt and what to do."""
     wrong = [
         f"{name} {version or 'missing'} (needs {wanted})"
         for name, (version, wanted) in versions().items()
-        if not version or not wanted.contains(version, prereleases=True)
+        if not version or not wanted.contains(public_version(version), prereleases=True)
     ]
     remedy = "Run `pip install -r requirements.txt` and restart the kernel."
     print(f"Not ready: {', '.join(wrong)}. {remedy}" if wrong else "Ready: all packages are here.")
@@ -74,6 +89,7 @@ def facts():
         card = torch.cuda.get_device_properties(0)
         device = f"{card.name}, {card.total_memory / 2**30:.0f} GiB"
     installed = {name: version for name, (version, _) in versions().items()}
+    installed["torch"] = str(torch.__version__)  # with the build that runs: the package's version may lack it
     with contextlib.suppress(metadata.PackageNotFoundError):
         installed["flash-attn-4"] = metadata.version("flash-attn-4")  # lesson 05 is faster with it, where it runs
     return {"device": device, "versions": {"python": platform.python_version()} | installed, "commit": commit or None}

@@ -1,5 +1,6 @@
 """A killed run goes on as if nothing had happened; broken, foreign and occupied folders are told from good ones."""
 
+import itertools
 import json
 import os
 import shutil
@@ -280,6 +281,24 @@ def test_another_base_of_equal_shape_other_dropout_and_other_versions_are_refuse
     message = refusal(lambda: checkpoints.start(make(folder), resume=True))
     assert "and is '1.0'" in message
     assert "ruff" not in message
+
+
+BUILDS = ["2.13.0", "2.13.0+cpu", "2.13.0+cu130"]
+
+
+@pytest.mark.parametrize(("then", "now"), [*itertools.permutations(BUILDS, 2), ("2.12.1+cpu", "2.13.0+cpu")])
+def test_another_build_of_the_same_torch_goes_on_and_another_torch_does_not(folder, monkeypatch, then, now):
+    record = json.loads((folder / checkpoints.RUN).read_text("utf-8"))
+    record["torch"] = then  # as the course wrote it before it left the build out
+    (folder / checkpoints.RUN).write_text(json.dumps(record), encoding="utf-8")
+    installed = checkpoints.versions() | {"torch": (now, None)}
+    monkeypatch.setattr(checkpoints, "versions", lambda: installed)
+    if then.startswith("2.12"):
+        message = refusal(lambda: checkpoints.start(make(folder), resume=True))
+        assert "torch was '2.12.1' and is '2.13.0'" in message
+    else:
+        assert checkpoints.start(make(folder), resume=True) == str(folder / "checkpoint-10")
+        assert json.loads((folder / checkpoints.RUN).read_text("utf-8"))["torch"] == "2.13.0"
 
 
 def test_another_adapter_is_refused(folder):

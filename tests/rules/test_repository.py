@@ -3,6 +3,7 @@
 import json
 import re
 import subprocess
+import tomllib
 
 import pytest
 import yaml
@@ -48,6 +49,45 @@ def test_ci_runs_the_command_of_the_readme():
     readme = (ROOT / "README.md").read_text()
     assert "make run" in readme
     assert "make test" in readme
+
+
+def workflow_steps(job):
+    """The commands of a job of the workflow, in order."""
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
+    return [step["run"] for step in workflow["jobs"][job]["steps"] if "run" in step]
+
+
+def test_the_weekly_job_lifts_the_bound_of_torch_and_no_other(tmp_path):
+    lift, *others = workflow_steps("newest")
+    (tmp_path / "requirements.txt").write_text((ROOT / "requirements.txt").read_text())
+    before = requirements()
+    subprocess.run(["bash", "-c", lift], cwd=tmp_path, check=True)
+    after = [line for line in (tmp_path / "requirements.txt").read_text().splitlines() if line in before]
+    (old,) = [line for line in before if line not in after]
+    (new,) = [line for line in (tmp_path / "requirements.txt").read_text().splitlines() if line.startswith("torch>")]
+    assert old.startswith("torch>")
+    assert not Requirement(old.partition("#")[0]).specifier.contains("2.99.0")
+    assert Requirement(new.partition("#")[0]).specifier.contains("2.99.0")
+    assert others == ["make test CONSTRAINTS=", "make newest CONSTRAINTS="]
+
+
+def test_a_push_runs_the_tests_on_linux_and_the_lessons_on_macos():
+    assert workflow_steps("test") == [".ci/run"]
+    assert workflow_steps("macos") == ["make run"]
+
+
+def test_the_hooks_are_pinned_and_run_the_ruff_of_the_constraints():
+    hooks = {repo["repo"]: repo for repo in yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]}
+    assert all(re.fullmatch(r"v?\d+\.\d+\.\d+", repo["rev"]) for repo in hooks.values())
+    ruff = hooks["https://github.com/astral-sh/ruff-pre-commit"]["rev"].removeprefix("v")
+    assert f"ruff=={ruff}" in (ROOT / "constraints.txt").read_text().split()
+
+
+def test_the_citation_names_this_repository():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert citation["repository-code"] == project["urls"]["repository"]
+    assert citation["license"] == project["license"]["text"]
 
 
 def test_make_lists_every_command():

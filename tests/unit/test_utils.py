@@ -224,6 +224,40 @@ def test_a_line_that_tells_which_gpu_was_chosen(capsys, monkeypatch):
     assert "2 GPUs at once, because torch was at work before `utils`: restart the kernel" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("package", "module"), [("2.13.0", "2.13.0+cu130"), ("2.13.0+cpu", "2.13.0+cpu"), ("2.13.0", "2.13.0")]
+)
+def test_any_build_of_a_release_is_ready_and_is_named(capsys, monkeypatch, package, module):
+    """PyPI's build for CUDA, where package and module differ, PyTorch's for the CPU, and PyPI's for macOS."""
+    real = session.metadata.version
+    monkeypatch.setattr(session.metadata, "version", lambda name: package if name == "torch" else real(name))
+    monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion(module))
+    session.report()
+    assert f" · torch {module} · " in capsys.readouterr().out
+    session.check_versions()
+    assert capsys.readouterr().out == "Ready: all packages are here.\n"
+    assert session.facts()["versions"]["torch"] == module
+    monkeypatch.setattr(session.metadata, "version", lambda name: "2.5.9+cu130" if name == "torch" else real(name))
+    session.check_versions()
+    assert capsys.readouterr().out.startswith("Not ready: torch 2.5.9+cu130 (needs "), "the control"
+
+
+@pytest.mark.parametrize(
+    ("version", "public"),
+    [
+        ("2.13.0", "2.13.0"),
+        ("2.13.0+cpu", "2.13.0"),
+        ("2.13.0+cu130", "2.13.0"),
+        ("2.14.0.dev20261101+cu130", "2.14.0.dev20261101"),
+        ("4.0.0b1", "4.0.0b1"),
+        ("no version", "no version"),
+        (None, None),
+    ],
+)
+def test_a_version_without_its_build(version, public):
+    assert session.public_version(version) == public
+
+
 def test_figures_are_saved(tmp_path):
     plots.length_histogram([3, 4, 4, 9], 8, tmp_path / "a.png")
     history = [{"step": 1, "loss": 2.0}, {"step": 1, "eval_loss": 1.9, "eval_accuracy": 0.5}]

@@ -11,7 +11,7 @@ from transformers import TrainerCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from utils.errors import CourseError, first_ten
-from utils.session import versions
+from utils.session import public_version, versions
 from utils.training import adapters
 from utils.training.weight_files import why_unusable
 from utils.units import GIB
@@ -91,6 +91,9 @@ def check_same_run(checkpoint, settings):
         print(f"{RUN} is missing beside {checkpoint.name}: nobody can say whether the settings are the same.")
         return
     earlier = json.loads(file.read_text("utf-8"))
+    for name in STACK:  # a file that was written with another build of the same release
+        if name in earlier:
+            earlier[name] = public_version(earlier[name])
     names = list(earlier) + [name for name in settings if name not in earlier]
     changed = []
     for name in names:
@@ -167,7 +170,7 @@ def fingerprint(trainer):
             settings[type(callback).__name__] = callback.state()["args"]
     for name, (version, _) in versions().items():
         if name in STACK:
-            settings[name] = version
+            settings[name] = public_version(version)
     return json.loads(json.dumps(settings, default=as_json))
 
 
