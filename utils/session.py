@@ -151,6 +151,8 @@ def own_folder(path):
         return folder
     try:
         acquired = _acquire(claim, folder)
+        if acquired:
+            (folder / SINCE).write_text(str(time.time()))
     except OSError as error:
         raise CourseError(
             f"{folder}: cannot write here ({error.strerror}); set OUTPUT_DIR to another folder."
@@ -161,7 +163,6 @@ def own_folder(path):
             return folder
         raise CourseError(f"{folder}: {_in_use(folder, owner)}, or set OUTPUT_DIR.")
     _held.append(claim)
-    (folder / SINCE).write_text(str(time.time()))
     atexit.register(_forget, folder / SINCE, os.getpid())
     inherited = os.environ.get(CLAIMS)
     os.environ[CLAIMS] = f"{inherited},{claim.token}" if inherited else claim.token
