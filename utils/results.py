@@ -9,6 +9,7 @@ from pathlib import Path
 import psutil
 
 from utils import meter, paths, session
+from utils.units import GIB
 
 
 @dataclass
@@ -185,7 +186,7 @@ def benchmarks(lesson):
             "rows/s": receipt["rows_per_second"],
             "real tokens/s": receipt["real_tokens_per_second"],
             "ms a step": 1000 * receipt["step_seconds"],
-            "peak GiB": receipt["peak_allocated_bytes"] / meter.GIB,
+            "peak GiB": receipt["peak_allocated_bytes"] / GIB,
             "first steps, s": receipt["first_steps_seconds"],
             "card": card(receipt),
         }

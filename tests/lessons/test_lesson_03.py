@@ -15,9 +15,10 @@ import torch
 from conftest import ROOT, refusal
 from datasets import load_dataset
 from rouge_score import rouge_scorer
-from test_notebooks import cells, code_of
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, BitsAndBytesConfig, T5PreTrainedModel
 
+from tools.check_notebooks import cells_of, python_of
+from tools.notebooks import read
 from utils import data, metrics, results
 from utils.rouge import CachedStemmer, Rouge
 from utils.training import adapters
@@ -180,7 +181,7 @@ def test_bad_data_gets_one_sentence(tmp_path, rows, fault):
     load_from = functools.partial(load_dataset, cache_dir=str(tmp_path / "cache"))
     space = {"PROFILE": "tiny", "OVERRIDES": {"dataset_id": str(path)}, "SEED": 0}
     space |= {"data": data, "load_dataset": load_from}
-    code = [code_of(cell) for cell in cells(NOTEBOOK)]  # the notebook's own, committed cells
+    code = [python_of(cell) for cell in cells_of(read(NOTEBOOK))]  # the notebook's own, committed cells
     exec(next(cell for cell in code if "PROFILES = " in cell), space)
     assert fault in refusal(exec, next(cell for cell in code if "data.summaries.load(" in cell), space)
 

@@ -16,10 +16,11 @@ from conftest import ROOT
 from datasets import Dataset, load_dataset
 from datasets.exceptions import DatasetNotFoundError
 from peft import LoraConfig, get_peft_model
-from test_notebooks import cells, code_of
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PrinterCallback, set_seed
 from trl import SFTConfig, SFTTrainer
 
+from tools.check_notebooks import cells_of, python_of
+from tools.notebooks import read
 from utils import data, metrics, results
 from utils.errors import CourseError
 from utils.training import adapters, nan
@@ -44,9 +45,9 @@ def lesson_04():
     """The lesson's own TEMPLATE, prompt_of, tokenize and answer_all, run from its cells, with the tiny tokenizer."""
     space = {"tokenizer": AutoTokenizer.from_pretrained(TINY), "run": type("run", (), {"max_length": 64})}
     space["run"].max_new_tokens, space["run"].eval_batch, space["room"] = 16, 64, 256
-    for cell in cells(NOTEBOOK):
-        if any(word in code_of(cell) for word in ("def prompt_of", "def tokenize")):
-            exec(code_of(cell).split("\n\n\nencoded = ")[0], space)  # the notebook's own, committed code
+    for cell in cells_of(read(NOTEBOOK)):
+        if any(word in python_of(cell) for word in ("def prompt_of", "def tokenize")):
+            exec(python_of(cell).split("\n\n\nencoded = ")[0], space)  # the notebook's own, committed code
     return space
 
 
@@ -235,7 +236,7 @@ def most_ends_in_a_row(trainer):
 
 
 def test_a_row_of_a_batch_is_one_document_unless_the_trainer_packs(lesson_04, rows, tmp_path):
-    sources = [ast.parse(code_of(cell)) for cell in cells(NOTEBOOK) if "SFTConfig(" in code_of(cell)]
+    sources = [ast.parse(python_of(cell)) for cell in cells_of(read(NOTEBOOK)) if "SFTConfig(" in python_of(cell)]
     found = [node for source in sources for node in ast.walk(source) if isinstance(node, ast.Call)]
     (call,) = (node for node in found if ast.unparse(node.func) == "SFTConfig")
     own = {word.arg: ast.unparse(word.value) for word in call.keywords if word.arg}
@@ -259,7 +260,7 @@ def test_a_row_of_a_batch_is_one_document_unless_the_trainer_packs(lesson_04, ro
 
 
 def test_no_prompt_of_the_few_shot_baseline_is_cut(lesson_04, rows):
-    sources = "\n".join(code_of(cell) for cell in cells(NOTEBOOK))
+    sources = "\n".join(python_of(cell) for cell in cells_of(read(NOTEBOOK)))
     assert len(re.findall(r"(?m)^[\w, ]*\broom\b[\w, ]* = ", sources)) == 1, (
         "answer_all cuts by it wherever it is called"
     )
@@ -334,7 +335,7 @@ def test_own_chat_messages_with_control_tokens_and_a_cut_answer_train(run_cells,
 
 
 def test_a_gated_data_set_says_which_page_to_open():
-    cell = next(code_of(cell) for cell in cells(NOTEBOOK) if "data.conversations.load(" in code_of(cell))
+    cell = next(python_of(cell) for cell in cells_of(read(NOTEBOOK)) if "data.conversations.load(" in python_of(cell))
     asked = []
 
     def refuse(path, **options):

@@ -17,7 +17,6 @@ import pytest
 import torch
 from conftest import ROOT
 from datasets import Dataset, load_dataset
-from test_notebooks import cells, code_of
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -26,6 +25,8 @@ from transformers import (
     set_seed,
 )
 
+from tools.check_notebooks import cells_of, python_of
+from tools.notebooks import read
 from utils import data, results
 
 NAME = "05_gemma2_qlora_preference"
@@ -56,8 +57,8 @@ def reaches_the_bars(record):
 def own(space, *names):
     """Adds the lesson's own functions and values of these names, run from its cells, to `space`; returns it."""
     found = set()
-    for cell in cells(NOTEBOOK):
-        for node in ast.parse(code_of(cell)).body:
+    for cell in cells_of(read(NOTEBOOK)):
+        for node in ast.parse(python_of(cell)).body:
             targets = [getattr(node, "name", None)] if isinstance(node, ast.FunctionDef) else []
             if isinstance(node, ast.Assign | ast.AugAssign):
                 targets = [t.id for t in getattr(node, "targets", [getattr(node, "target", None)]) if hasattr(t, "id")]
