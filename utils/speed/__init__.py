@@ -60,7 +60,7 @@ class NotHereError(Exception):
     """A lever does nothing on this machine or for this model; the message says why, in a few words."""
 
 
-# ---- the levers: each a context manager over a model of transformers, and raises NotHereError before it changes anything
+# ---- the levers: each is a context manager over a model, and raises NotHereError before it changes anything
 
 
 @contextlib.contextmanager
