@@ -179,6 +179,10 @@ def test_every_keyword_is_one_of_the_installed_stack(path):
         ("from transformers import TFTrainer", "transformers has no TFTrainer"),
         ("from trl import SFTConfig\nSFTConfig('x', max_seq_length=1)", "SFTConfig does not know ['max_seq_length']"),
         ("from transformers import Trainer\nTrainer(tokenizer=1)", "Trainer does not know ['tokenizer']"),
+        (
+            "from transformers import Trainer\nclass Mine(Other, Trainer):\n    pass\nMine(tokenizer=1)",
+            "Mine does not know ['tokenizer']",
+        ),
         ("from transformers import TrainingArguments as T\nT('x', evaluation_strategy='no')", "evaluation_strategy"),
         ("from peft import LoraConfig\nmore = dict(rank=2)\nLoraConfig(**more)", "LoraConfig does not know ['rank']"),
         ("import bitsandbytes as bnb\nbnb.functional.quantize_8bit_blocks(x, y=1)", "quantize_8bit_blocks is no more"),
