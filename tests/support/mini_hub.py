@@ -51,7 +51,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 return 200, {"ETag": f'"{tag}"', "X-Repo-Commit": number}, content
         return 404, {"X-Error-Code": "EntryNotFound"}, b""
 
-    def do_GET(self):  # noqa: N802  (the name that http.server calls)
+    def do_GET(self):  # the name that http.server calls
         """Answer a request, and note its path."""
         path = unquote(urlsplit(self.path).path)
         self.server.asked.append(path)
@@ -64,7 +64,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if self.command == "GET":
             self.wfile.write(content)
 
-    do_HEAD = do_GET  # noqa: N815  (as above)
+    do_HEAD = do_GET
 
     def log_message(self, *args):
         """Say nothing."""
