@@ -44,9 +44,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if path in self.server.pages:
             return 200, {"Content-Type": "application/json"}, json.dumps(self.server.pages[path]).encode()
         for start, (folder, number) in self.server.revisions.items():
-            file = folder / path.removeprefix(start)
-            if path.startswith(start) and file.is_file():
-                content = file.read_bytes()
+            if path.startswith(start) and (folder / path.removeprefix(start)).is_file():
+                content = (folder / path.removeprefix(start)).read_bytes()
                 tag = hashlib.sha256(content).hexdigest()
                 return 200, {"ETag": f'"{tag}"', "X-Repo-Commit": number}, content
         return 404, {"X-Error-Code": "EntryNotFound"}, b""
@@ -64,7 +63,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if self.command == "GET":
             self.wfile.write(content)
 
-    do_HEAD = do_GET
+    do_HEAD = do_GET  # noqa: N815  (as above)
 
     def log_message(self, *args):
         """Say nothing."""
