@@ -12,8 +12,7 @@ from datetime import date
 from pathlib import Path
 
 from tools import notebooks, run_notebooks
-from tools.tables import markdown_table
-from utils.results import put_into_page
+from tools.tables import markdown_table, put_into_page
 
 ROOT = Path(__file__).resolve().parents[1]
 RENDERED = ROOT / "notebooks" / "rendered"

@@ -1,5 +1,9 @@
 """Tables from rows: Markdown for the pages, aligned columns for a terminal."""
 
+import re
+
+from utils import paths
+
 
 def cell_text(value):
     """What stands in a cell: nothing for None."""
@@ -37,3 +41,19 @@ def aligned_table(rows):
         padded = [text.ljust(width) for text, width in zip(line, widths, strict=True)]
         lines.append("  ".join(padded).rstrip())
     return "\n".join(lines)
+
+
+def put_into_page(page, mark, table):
+    """Puts a table between the comments `<!-- mark:begin … -->` and `<!-- mark:end … -->` of a page.
+
+    page: its path relative to the repository's root, such as "docs/benchmarks.md". Links in the table are relative to
+    the page. Raises ValueError if the page does not hold both comments exactly once.
+    """
+    path = paths.ROOT / page
+    between = re.compile(rf"(<!-- {mark}:begin.*?-->\n).*?(<!-- {mark}:end)", re.DOTALL)
+    text, replacements = between.subn(lambda match: match[1] + table + "\n" + match[2], path.read_text("utf-8"))
+    if replacements != 1:
+        raise ValueError(
+            f"{page}: the comments <!-- {mark}:begin … --> and <!-- {mark}:end … --> must stand there once"
+        )
+    path.write_text(text, "utf-8")

@@ -31,8 +31,8 @@ def family():
 
 
 def watch(kernel, word):
-    """Run a watcher whose runner writes a word, or nothing, and is gone then."""
-    subprocess.run([sys.executable, "-P", str(WATCHER), str(kernel.pid)], input=word, check=True)
+    """Run a watcher whose runner names the kernel, writes a word, or nothing, and is gone then."""
+    subprocess.run([sys.executable, "-P", str(WATCHER)], input=f"{kernel.pid}\n{word}", text=True, check=True)
 
 
 def alive(family):
@@ -42,12 +42,12 @@ def alive(family):
 
 
 def test_without_its_runner_a_kernel_ends_with_all_that_it_started(family):
-    watch(family[0], b"")
+    watch(family[0], "")
     assert alive(family) == []
 
 
 def test_a_runner_whose_kernel_has_ended_says_so_and_nothing_is_killed(family):
-    watch(family[0], b".")
+    watch(family[0], "ended")
     assert all(member.is_running() for member in family)
 
 
@@ -55,5 +55,10 @@ def test_children_that_have_outlived_their_kernel_are_found(family):
     kernel, in_its_group, _ = family
     kernel.kill()
     kernel.wait()
-    watch(kernel, b"")
+    watch(kernel, "")
     assert alive([in_its_group]) == []
+
+
+def test_a_runner_that_is_gone_before_it_names_a_kernel_ends_nothing():
+    done = subprocess.run([sys.executable, "-P", str(WATCHER)], input="", text=True, capture_output=True)
+    assert (done.returncode, done.stderr) == (0, "")
