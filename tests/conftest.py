@@ -14,15 +14,17 @@ import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch, and before utils sets two: two tests run side by side
 
-from utils.errors import CourseError  # noqa: E402  (see the line above)
+from utils.errors import CourseError
 
 ROOT = Path(__file__).resolve().parents[1]
 LESSON = "01_bert_full_fine_tuning"
+OF_THE_MACHINE = ("HF_", "PYTEST", "TRANSFORMERS_")  # how variables begin that no test shall see
 
 
 def notebooks(pattern="*.ipynb"):
     """The source notebooks: lessons, template and solutions."""
-    return sorted(p for folder in ("notebooks", "notebooks/solutions") for p in (ROOT / folder).glob(pattern))
+    folder = ROOT / "notebooks"
+    return sorted([*folder.glob(pattern), *(folder / "solutions").glob(pattern)])
 
 
 def refusal(call, *args):
@@ -35,15 +37,27 @@ def refusal(call, *args):
     return message
 
 
+def read_results(folder):
+    """The results.json of a run; None if there is none."""
+    path = folder / "results.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def runner_command(notebook, *options):
+    """The command that runs a notebook with tools.run_notebooks."""
+    return [sys.executable, "-m", "tools.run_notebooks", "--nb", str(notebook), *options]
+
+
 @pytest.fixture(scope="session")
 def offline(tmp_path_factory):
     """Environment of a machine without network and without caches of earlier runs."""
-    kept = {
-        name: value for name, value in os.environ.items() if not name.startswith(("HF_", "PYTEST", "TRANSFORMERS_"))
-    }
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(OF_THE_MACHINE)}
     home = tmp_path_factory.mktemp("home")
-    guard = os.pathsep.join([str(ROOT / "tests" / "no_network"), str(ROOT)])
-    return kept | {"HOME": str(home), "HF_HOME": str(home / "hf"), "HF_HUB_OFFLINE": "1", "PYTHONPATH": guard}
+    environment["HOME"] = str(home)
+    environment["HF_HOME"] = str(home / "hf")
+    environment["HF_HUB_OFFLINE"] = "1"
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT / "tests" / "no_network"), str(ROOT)])
+    return environment
 
 
 @pytest.fixture(scope="session")
@@ -51,16 +65,16 @@ def run_notebook(offline, tmp_path_factory):
     """A function that runs a notebook with tools.run_notebooks and returns exit code, output, folder and results."""
 
     def run(notebook, *options, cwd=ROOT):
-        out = Path(options[options.index("--out") + 1]) if "--out" in options else tmp_path_factory.mktemp("out")
-        command = [sys.executable, "-m", "tools.run_notebooks", "--nb", str(notebook), "--out", str(out), *options]
-        done = subprocess.run(command, cwd=cwd, env=offline, capture_output=True, text=True)
+        if "--out" in options:
+            out = Path(options[options.index("--out") + 1])
+        else:
+            out = tmp_path_factory.mktemp("out")
+            options = ("--out", str(out), *options)
+        done = subprocess.run(runner_command(notebook, *options), cwd=cwd, env=offline, capture_output=True, text=True)
         name = LESSON if notebook == "01" else Path(notebook).stem
         folder = out / "tiny" / name
-        path = folder / "results.json"
-        results = json.loads(path.read_text()) if path.exists() else None
-        return SimpleNamespace(
-            code=done.returncode, text=done.stdout + done.stderr, folder=folder, name=name, results=results
-        )
+        text = done.stdout + done.stderr
+        return SimpleNamespace(code=done.returncode, text=text, folder=folder, name=name, results=read_results(folder))
 
     return run
 
@@ -77,26 +91,32 @@ def run_cells(offline, tmp_path_factory):
     return run
 
 
+def kill_kernel(runner):
+    """Kill the kernel of a runner, as a full memory does."""
+    for process in psutil.Process(runner.pid).children(recursive=True):
+        if "ipykernel_launcher" in process.cmdline():
+            process.kill()
+
+
 @pytest.fixture(scope="session")
 def run_killed_and_resumed(offline, run_notebook, tmp_path_factory):
     """A function that runs a notebook, kills its kernel when a checkpoint is there, and runs it again to go on."""
 
     def run(notebook, step, overrides, cwd=ROOT):
         out = tmp_path_factory.mktemp("killed")
-        options = ["--out", str(out), "--overrides"]
-        command = [sys.executable, "-m", "tools.run_notebooks", "--nb", str(notebook), *options, json.dumps(overrides)]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        runner = subprocess.Popen(command, cwd=cwd, env=offline, **pipes)
-        state = out / "tiny" / Path(notebook).stem / "checkpoints" / f"checkpoint-{step}" / "trainer_state.json"
-        while not state.exists() and runner.poll() is None:
+        command = runner_command(notebook, "--out", str(out), "--overrides", json.dumps(overrides))
+        runner = subprocess.Popen(
+            command, cwd=cwd, env=offline, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        checkpoint = out / "tiny" / Path(notebook).stem / "checkpoints" / f"checkpoint-{step}"
+        while not (checkpoint / "trainer_state.json").exists() and runner.poll() is None:
             time.sleep(0.02)
-        for process in psutil.Process(runner.pid).children(recursive=True):
-            if "ipykernel_launcher" in process.cmdline():
-                process.kill()
+        kill_kernel(runner)
         text = runner.communicate()[0]
         assert runner.returncode == 1, text
         assert "the kernel died" in text
-        return run_notebook(notebook, *options, json.dumps(overrides | {"resume_from_checkpoint": True}), cwd=cwd)
+        again = json.dumps({**overrides, "resume_from_checkpoint": True})
+        return run_notebook(notebook, "--out", str(out), "--overrides", again, cwd=cwd)
 
     return run
 

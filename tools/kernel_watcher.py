@@ -1,8 +1,9 @@
-"""End a kernel, with all that it started, as soon as its runner is gone: `python kernel_watcher.py PID_OF_THE_KERNEL`.
+"""End a kernel, with all that it started, as soon as its runner is gone.
 
-The runner holds the other side of a pipe that is this program's input. However the runner ends, also by kill -9, the
-pipe is closed then. A kernel notices the end of its runner by itself (ipykernel looks once a second), but it leaves
-behind what it started: that is why this program is needed.
+The runner holds the other side of a pipe that is this program's input. It writes the number of the kernel's process on
+the first line, and the word "ended" when the kernel has ended in order. However the runner ends, also by kill -9, the
+pipe is closed then; what is missing is that word. A kernel notices the end of its runner by itself (ipykernel looks
+once a second), but it leaves behind what it started: that is why this program is needed.
 """
 
 import contextlib
@@ -26,6 +27,13 @@ def end_kernel(pid):
             process.kill()
 
 
+def main():
+    """Wait for the end of the input, then end the kernel unless it has ended in order."""
+    kernel_pid = sys.stdin.readline()
+    rest = sys.stdin.read()
+    if kernel_pid.strip().isdecimal() and rest != "ended":
+        end_kernel(int(kernel_pid))
+
+
 if __name__ == "__main__":
-    if sys.stdin.buffer.read(1) == b"":  # the end of the file; the runner writes a byte when the kernel has ended
-        end_kernel(int(sys.argv[1]))
+    main()

@@ -143,6 +143,17 @@ def is_of_the_stack(module):
     return module.split(".")[0] in STACK
 
 
+def classes_of(tree, imported):
+    """{class of the notebook: the class of the stack that it is made of}; both are called in the same way."""
+    classes = {}
+    for node in tree:
+        if isinstance(node, ast.ClassDef):
+            for base in node.bases:
+                if ast.unparse(base) in imported:
+                    classes[node.name] = imported[ast.unparse(base)]
+    return classes
+
+
 def assignments_of(tree):
     """{name: expressions that are assigned to it}, also by `|=`."""
     assigned = {}
@@ -235,6 +246,7 @@ def functions_of(call, imported):
 def drift(tree):
     """(number of calls of the stack that have keywords, faults in words) of the nodes of a notebook's syntax trees."""
     imported, faults = imports_of(tree)
+    imported.update(classes_of(tree, imported))
     assigned = assignments_of(tree)
     count = 0
     for node in tree:

@@ -133,15 +133,19 @@ def on_signal(number, frame):
 
 
 @contextlib.contextmanager
-def watcher(kernel_pid):
-    """A process that ends the kernel if this one is gone before the end of the block."""
-    command = [sys.executable, "-P", str(WATCHER), str(kernel_pid)]
+def watcher():
+    """A process that ends a kernel if this one is gone before the end of the block; yields what tells it the kernel."""
+    command = [sys.executable, "-P", str(WATCHER)]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)  # Ctrl-C is not for it
+
+    def watch(kernel_pid):
+        process.stdin.write(f"{kernel_pid}\n".encode())
+        process.stdin.flush()
+
     try:
-        yield
+        yield watch
     finally:
-        with contextlib.suppress(BrokenPipeError):
-            process.communicate(b".")  # the kernel has ended
+        process.communicate(b"ended")  # or nothing, if it was killed with the kernel
 
 
 # ---- one notebook ------------------------------------------------------------------------------------------------
@@ -259,10 +263,11 @@ def running_kernel(client, profile, log):
     """
     with (
         log.open("ab") as file,
+        watcher() as watch,
         client.setup_kernel(env=kernel_environment(profile), stdout=file, stderr=file),
-        watcher(client.km.provisioner.pid),
     ):
         try:
+            watch(client.km.provisioner.pid)
             yield
         except BaseException:
             kill_children()

@@ -4,6 +4,7 @@ import csv
 import itertools
 import json
 import math
+import os
 import signal
 import statistics
 import subprocess
@@ -25,26 +26,31 @@ from utils import data, memory
 from utils.planner import settings
 
 REAL = json.loads((ROOT / "data" / "models" / "full_size.json").read_text())
-BUILT = {kind for kind, (tiny, *_) in fake_hub.KINDS.items() if (fake_hub.MODELS / tiny).exists()}
 LESSONS = {path.name[:2]: path for path in sorted((ROOT / "notebooks").glob("0[1-9]*.ipynb"))}
-SMALL = {  # the same architectures, small enough for seconds on a CPU; four layers, so that two are copies
-    "bert": dict(hidden_size=64, num_hidden_layers=4, num_attention_heads=2, intermediate_size=128),
-    "t5": dict(d_model=64, d_kv=32, d_ff=128, num_layers=4, num_decoder_layers=3, num_heads=2),
-    "opt": dict(hidden_size=64, word_embed_proj_dim=64, num_hidden_layers=4, num_attention_heads=2, ffn_dim=128),
-    "gemma2": dict(
-        hidden_size=64,
-        num_hidden_layers=4,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=32,
-        intermediate_size=128,
-    ),
+SMALLER = {  # the same architectures, small enough for seconds on a CPU; four layers, so that two are copies
+    "bert": {"hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 128},
+    "t5": {"d_model": 64, "d_kv": 32, "d_ff": 128, "num_layers": 4, "num_decoder_layers": 3, "num_heads": 2},
+    "opt": {
+        "hidden_size": 64,
+        "word_embed_proj_dim": 64,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 2,
+        "ffn_dim": 128,
+    },
+    "gemma2": {
+        "hidden_size": 64,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 32,
+        "intermediate_size": 128,
+    },
 }
-SMALL = {name: shape | SMALL[shape["model_type"]] | {"vocab_size": 3000} for name, shape in REAL.items()}
+SMALL = {name: {**shape, **SMALLER[shape["model_type"]], "vocab_size": 3000} for name, shape in REAL.items()}
 
 
 def needs_tokenizer(kind):
-    if kind not in BUILT:
+    if not (fake_hub.MODELS / fake_hub.KINDS[kind].tiny).exists():
         pytest.skip(f"the tiny model of {kind} is not built yet")
 
 
@@ -57,7 +63,7 @@ def test_the_tokenizer_has_the_real_size_and_reads_as_the_tiny_one(model_id, tmp
     needs_tokenizer(shape["model_type"])
     fake_hub.write_tokenizer(shape, fake_hub.snapshot(tmp_path, model_id))
     made = transformers.AutoTokenizer.from_pretrained(model_id, cache_dir=tmp_path, local_files_only=True)
-    tiny = transformers.AutoTokenizer.from_pretrained(fake_hub.MODELS / fake_hub.KINDS[shape["model_type"]][0])
+    tiny = transformers.AutoTokenizer.from_pretrained(fake_hub.MODELS / fake_hub.KINDS[shape["model_type"]].tiny)
     assert len(made) == shape["vocab_size"] > len(tiny)
     assert type(made) is type(tiny)
     text = "Please open the left window, and say 12 [unk] things.\n\nAnswer: no!"
@@ -79,17 +85,19 @@ def test_a_vocabulary_smaller_than_the_tiny_one_is_refused(tmp_path):
 @pytest.mark.parametrize("kind", fake_hub.KINDS)
 def test_a_random_checkpoint_holds_what_save_pretrained_would(kind, tmp_path):
     shape = next(shape for shape in SMALL.values() if shape["model_type"] == kind)
-    auto = getattr(transformers, fake_hub.KINDS[kind][1])
+    auto = getattr(transformers, fake_hub.KINDS[kind].model_class)
     config = transformers.AutoConfig.for_model(**shape, pad_token_id=0)
     random_checkpoint(auto, config, tmp_path / "made", "cpu")
     auto.from_config(config, dtype=torch.bfloat16).save_pretrained(tmp_path / "saved")
 
     def tensors(folder):
-        found = {}
+        shapes = {}
         for path in folder.glob("*.safetensors"):
             with safe_open(path, "pt") as file:
-                found |= {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
-        return {name: (tuple(piece.get_shape()), piece.get_dtype()) for name, piece in found.items()}
+                for name in file.keys():  # noqa: SIM118  (no mapping)
+                    tensor = file.get_slice(name)
+                    shapes[name] = tuple(tensor.get_shape()), tensor.get_dtype()
+        return shapes
 
     assert tensors(tmp_path / "made") == tensors(tmp_path / "saved")
     made, info = auto.from_pretrained(tmp_path / "made", output_loading_info=True)
@@ -166,7 +174,7 @@ def test_comparisons_are_those_of_the_arena_in_columns_and_lengths(tmp_path):
         assert list(table[0]) == next(csv.reader(file))
     talks = [[json.loads(row[name]) for name in ("prompt", "response_a", "response_b")] for row in table[:500]]
     assert all(len({*map(len, talk)}) == 1 for talk in talks), "as many answers as questions"
-    texts = [" ".join(sum(talk, [])) for talk in talks]
+    texts = [" ".join([*questions, *first, *second]) for questions, first, second in talks]
     tokens = [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
     assert statistics.mean(tokens) == pytest.approx(statistics.mean(made.inputs[:500]), rel=0.05)
     assert 560 < statistics.median(tokens) < 760
@@ -353,19 +361,21 @@ def start(offline, tmp_path):
     """A function that starts a rehearsal from another folder, with a TMPDIR and a cache of the hub of its own."""
     place = tmp_path / "tmp"
     place.mkdir()
-    reader = {"TMPDIR": str(place), "HF_HUB_CACHE": str(tmp_path / "own"), "HF_HOME": str(tmp_path / "own")}
+    cache = tmp_path / "own"
+    environment = {**offline, "TMPDIR": str(place), "HF_HUB_CACHE": str(cache), "HF_HOME": str(cache)}
 
     def run(*options):
         command = [sys.executable, "-m", "tools.rehearse", *map(str, options)]
         process = subprocess.Popen(
             command,
             cwd=tmp_path,
-            env={**offline, **reader},
+            env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
-        process.place, process.reader = place, tmp_path / "own"
+        process.place = place
+        process.cache = cache
         return process
 
     return run
@@ -373,7 +383,7 @@ def start(offline, tmp_path):
 
 def left(process):
     """What a rehearsal has left behind."""
-    return [path.name for path in process.place.glob("rehearsal-*")] + [p.name for p in process.reader.glob("*")]
+    return [path.name for path in process.place.glob("rehearsal-*")] + [p.name for p in process.cache.glob("*")]
 
 
 def test_lesson_01_is_rehearsed_unmodified_and_leaves_no_trace(start, sizes, tmp_path):
@@ -389,6 +399,7 @@ def test_lesson_01_is_rehearsed_unmodified_and_leaves_no_trace(start, sizes, tmp
     assert (record["model_id"], record["dataset_id"]) == ("google-bert/bert-base-uncased", "data/driver_intent")
     assert (record["metrics"]["steps"], found["measured_steps"]) == (6, 2)
     assert found["overrides"] == {"learning_rate": 3e-5, "max_steps": 6, "eval_steps": 3}
+    assert record.get("overrides", found["overrides"]) == found["overrides"], "as any results.json has them"
     assert found["rows_per_second"] == pytest.approx(64 / found["step_seconds"], rel=0.1)
     assert found["projected_steps"] == 130  # 800 rows, batch 64, 10 epochs
     assert found["projected_seconds"]["steps"] == pytest.approx(130 * found["step_seconds"], rel=0.1)
@@ -483,7 +494,9 @@ def test_make_hands_its_values_on():
 def test_the_course_arm_of_a_benchmark_runs_the_lesson_up_to_its_training(sizes, tmp_path):
     command = [sys.executable, "-m", "benchmarks.bench", "--nb", "01", "--cpu"]
     command += ["--sizes", sizes, "--steps", "8", "--keep", tmp_path / "kept", "--arms", "batches of 8,course"]
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, cwd=tmp_path)
+    command = [str(part) for part in command]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     record = json.loads((tmp_path / "kept" / "01_course.json").read_text())
     assert (record["arm"], record["steps"]) == ("course", 8)
@@ -516,3 +529,26 @@ def test_what_was_repeated_for_lack_of_memory_is_reported(said, shown, tmp_path,
     summary = report.report(args, SimpleNamespace(), ready, report.Measured(tmp_path))
     assert ("halved" in summary) == bool(shown)
     assert (f"Tight: in code cell 1 (start), {shown}" in capsys.readouterr().out) == bool(shown)
+
+
+@pytest.mark.parametrize("complete", [True, False])
+def test_a_receipt_says_with_which_settings_it_was_made(complete, tmp_path):
+    path = lesson.lesson_of("03")
+    folder = tmp_path / "rehearsal"
+    run_folder = folder / "out" / "full" / path.stem
+    run_folder.mkdir(parents=True)
+    data_folder = str(folder / "rows")
+    overrides = {"learning_rate": 0.5, "dataset_id": data_folder}
+    if complete:
+        results = {"metrics": {}, "dataset_id": data_folder, "overrides": overrides, "wall_seconds": 12.5}
+        results["settings"] = {"max_length": 1024, **overrides}
+        (run_folder / "results.json").write_text(json.dumps(results))
+    args = SimpleNamespace(profile="full", gpu_memory=24, keep=tmp_path / "kept")
+    summary = {"overrides": dict(overrides)}
+    report.keep(args, path, folder, "ten synthetic rows", report.Measured(folder), summary)
+    receipt = json.loads((tmp_path / "kept" / "03_full_24gb.json").read_text())
+    assert receipt["overrides"] == {"learning_rate": 0.5, "dataset_id": "ten synthetic rows"}
+    assert receipt["metrics"]["rehearsal"]["overrides"] == receipt["overrides"]
+    if complete:
+        assert receipt["settings"] == {"max_length": 1024, **receipt["overrides"]}
+        assert receipt["wall_seconds"] == 12.5
