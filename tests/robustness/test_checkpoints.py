@@ -286,6 +286,15 @@ def test_another_base_of_equal_shape_other_dropout_and_other_versions_are_refuse
     assert "ruff" not in message
 
 
+def test_another_build_of_the_same_version_is_the_same_run(folder):
+    record = folder / checkpoints.RUN
+    earlier = json.loads(record.read_text())
+    record.write_text(json.dumps(earlier | {"torch": earlier["torch"].partition("+")[0] + "+another"}))
+    assert checkpoints.start(make(folder), resume=True) == str(folder / "checkpoint-10")
+    record.write_text(json.dumps(earlier | {"torch": "1.0+cpu"}))
+    assert "torch was '1.0' and is" in refusal(lambda: checkpoints.start(make(folder), resume=True))
+
+
 def test_another_adapter_is_refused(folder):
     shutil.rmtree(folder / "checkpoint-5")
 
@@ -319,7 +328,7 @@ def test_a_start_without_a_whole_checkpoint_leaves_the_earlier_run_alone(folder,
     earlier = folder.with_name("checkpoints-earlier")
     folder.rename(earlier)
     (folder / "checkpoint-5").mkdir(parents=True)
-    assert checkpoints.start(make(folder), resume) is None
+    assert checkpoints.start(make(folder), resume=resume) is None
     assert [path.name for path in folder.iterdir()] == [checkpoints.RUN]
     assert (earlier / "checkpoint-10").exists()
     assert ("No checkpoint to go on from: a fresh start." in capsys.readouterr().out) == resume
