@@ -334,7 +334,7 @@ def test_a_start_without_a_whole_checkpoint_leaves_the_earlier_run_alone(folder,
     earlier = folder.with_name("checkpoints-earlier")
     folder.rename(earlier)
     (folder / "checkpoint-5").mkdir(parents=True)
-    assert checkpoints.start(make(folder), resume) is None
+    assert checkpoints.start(make(folder), resume=resume) is None
     assert [path.name for path in folder.iterdir()] == [checkpoints.RUN]
     assert (earlier / "checkpoint-10").exists()
     assert ("No checkpoint to go on from: a fresh start." in capsys.readouterr().out) == resume
