@@ -197,7 +197,7 @@ def test_only_counts_are_cut_and_the_plan_is_that_of_the_notebook(nb, profile):
 class Plan(dict):
     """A plan that needs so many GiB on the card, and of which so many rows at once would fit."""
 
-    settings = {"length": 100}
+    settings = SimpleNamespace(length=100)
 
     def __init__(self, gib, fitting=3):
         super().__init__(total=(gib * memory.GIB - settings.CONTEXT) / (1 + settings.SLACK))

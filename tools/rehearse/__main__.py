@@ -516,7 +516,7 @@ def refuse_what_does_not_fit(args, card, planned, disk, free, run=None):
         if batch := planned.largest_batch(has):
             knob = {"per_device_train_batch_size": batch}
             if run and hasattr(run, "tokens_at_once"):
-                knob = {"tokens_at_once": batch * planned.settings["length"]}
+                knob = {"tokens_at_once": batch * planned.settings.length}
             remedy = f"OVERRIDES='{json.dumps(knob)}' fits by the plan"
         place = f"lesson {args.nb}, profile {args.profile}, is planned at {needs:.1f} GiB, and there are {has:.1f} GiB"
         place += f" (other programs use {card['others'] / memory.GIB:.1f})" * (card["others"] > memory.GIB / 2)

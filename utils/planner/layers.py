@@ -74,20 +74,21 @@ class Net:
             size = 4
         trainable = not settings.lora and not settings.quantization
         self.weights[name] = Weight(name, count, size, trainable, quantized)
-        layer = name.removesuffix(".weight").removesuffix(".bias").split(".")[-1]
-        if settings.lora and layer in settings.lora.modules_to_save:  # PEFT trains a copy
+        if settings.lora and parts & set(settings.lora.modules_to_save):  # PEFT trains a copy
             copy = f"{name} (copy)"
             self.weights[copy] = Weight(name, count, size, True, None, "adapters")
 
     def targeted(self, name):
         """Whether the set-up puts LoRA on the linear layer `name`, by peft's rules."""
         lora = self.settings.lora
-        last = name.split(".")[-1]
-        if not lora or last in lora.modules_to_save or not lora.transforms_layer(_layer_number(name)):
+        if not lora or not lora.transforms_layer(_layer_number(name)):
+            return False
+        parts = set(name.split("."))
+        if parts & set(lora.modules_to_save):
             return False
         targets = lora.target_modules
         if targets == "all-linear":
-            return last not in HEADS
+            return not parts & set(HEADS)
         if isinstance(targets, str):
             return re.fullmatch(targets, name) is not None
         return any(name == target or name.endswith(f".{target}") for target in targets)

@@ -71,10 +71,13 @@ class ModernBert:
         config = self.config
         bias = config["attention_bias"]
         qkv = net.linear(x, f"{name}.Wqkv", self.width, 3 * self.width, bias)
-        q, k, v = (self.view(qkv, qkv.count // 3) for _ in range(3))
+        q = self.view(qkv, qkv.count // 3)
+        k = self.view(qkv, qkv.count // 3)
+        v = self.view(qkv, qkv.count // 3)
         del qkv
-        q = self.rotate(q, kind)
-        k = self.rotate(k, kind)
+        q, k = self.rotate(q, kind), self.rotate(k, kind)
+        if net.settings.attention == "eager":
+            v = net.elementwise(v)  # matmul copies what does not lie in one piece; then nothing needs the whole
         shape = AttentionShape(self.batch, config["num_attention_heads"], self.length, self.length)
         dropout = config["attention_dropout"]
         x = net.attention(q, k, v, shape, dropout, mask=self.masks[kind], softmax_in_float32=True)
