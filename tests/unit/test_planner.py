@@ -1,5 +1,7 @@
 """The planner against live tiny models on the CPU, against receipts from a GPU, and as a reader calls it."""
 
+import ast
+import dataclasses
 import itertools
 import json
 import statistics
@@ -25,7 +27,12 @@ from transformers import (
 
 from utils import memory, meter
 from utils.errors import CourseError
-from utils.planner import settings, simulate
+from utils.planner import PlanSettings
+from utils.planner import __main__ as command_line
+from utils.planner import settings as planner_settings
+from utils.planner.families import FAMILIES
+from utils.planner.optimizers import state_bytes
+from utils.planner.simulate import build_network, simulate
 from utils.planner.tape import Tape, Tensor
 from utils.speed.t5_bias import share_position_bias
 
@@ -47,6 +54,16 @@ MODELS = {  # no dropout: on a CPU its mask takes four bytes an element, on a GP
     "llama": (AutoModelForCausalLM, GATED),
     "mistral": (AutoModelForCausalLM, GATED),
     "qwen2": (AutoModelForCausalLM, GATED),
+    "qwen3": (AutoModelForCausalLM, GATED),
+    "smollm3": (AutoModelForCausalLM, {**GATED, "num_hidden_layers": 4}),  # the fourth has no rotary positions
+    "gemma3_text": (
+        AutoModelForCausalLM,
+        {**GATED, "num_hidden_layers": 4, "sliding_window": 16, "sliding_window_pattern": 2},
+    ),
+    "modernbert": (
+        AutoModelForSequenceClassification,
+        {**SMALL, "num_hidden_layers": 4, "intermediate_size": 192, "pad_token_id": 0, "local_attention": 16},
+    ),
 }
 ROWS, LENGTH, TARGET = 4, 48, 24
 RECEIPTS = json.loads((ROOT / "benchmarks" / "receipts" / "memory.json").read_text())
@@ -116,7 +133,8 @@ SETUPS = [
     for attention in ("sdpa", "eager")
     if not (family == "gemma2" and attention == "sdpa")  # transformers refuses it
     and not (family == "t5" and method == "full" and attention == "sdpa")  # a CPU has no fused kernel with a bias
-    and not (family in ("mistral", "qwen2") and method != "full")  # llama stands for them
+    and not (family in ("mistral", "qwen2", "smollm3") and method != "full")  # llama stands for them
+    and not (family in ("qwen3", "gemma3_text", "modernbert") and method == "qlora" and dtype == torch.float32)
 ]
 SETUPS += [("t5", method, torch.bfloat16, share_position_bias()) for method in ("lora", "qlora")]
 
@@ -124,8 +142,7 @@ SETUPS += [("t5", method, torch.bfloat16, share_position_bias()) for method in (
 @pytest.mark.parametrize(("family", "method", "dtype", "attention"), SETUPS)
 def test_the_bytes_of_a_live_model_are_planned(family, method, dtype, attention):
     model, batch, planned = live(family, method, dtype, attention)
-    done = simulate.simulate(planned.net, **planned.settings)
-    assert done.saved == pytest.approx(meter.saved_bytes(model, batch), rel=0.05)  # 0.03 at most, at writing
+    assert planned.saved == pytest.approx(meter.saved_bytes(model, batch), rel=0.05)  # 0.03 at most, at writing
     weights = list(planned.net.weights.values())
     assert sum(w.nbytes for w in weights) == meter.weight_bytes(model)
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -142,17 +159,15 @@ def test_the_bytes_of_a_live_optimizer_are_planned(family, method, optimizer):
     optimizer = optimizer([p for p in model.parameters() if p.requires_grad])
     model(**batch).loss.backward()
     optimizer.step()
-    name = planned.settings["optimizer"]
-    states = sum(simulate._state_bytes(w, name)[0] for w in planned.net.weights.values() if w.trainable)
+    name = planned.settings.optimizer
+    states = sum(state_bytes(w, name)[0] for w in planned.net.weights.values() if w.trainable)
     assert states == pytest.approx(meter.optimizer_bytes(optimizer), rel=0.05)
 
 
 def test_the_comparison_can_fail():
     model, batch, _ = live("opt", "lora", torch.float32, "sdpa")
     _, _, wrong = live("opt", "lora", torch.float32, "eager")
-    assert simulate.simulate(wrong.net, **wrong.settings).saved != pytest.approx(
-        meter.saved_bytes(model, batch), rel=0.05
-    )
+    assert wrong.saved != pytest.approx(meter.saved_bytes(model, batch), rel=0.05)
 
 
 def test_tensors_free_their_bytes_when_they_are_forgotten():
@@ -166,8 +181,42 @@ def test_tensors_free_their_bytes_when_they_are_forgotten():
     tape.backward(b)
     del b
     assert (tape.total, slot.grad.nbytes) == (4096, 4096), "only the gradient of a is left"
-    assert tape.peaks["forward pass"][0] == 4096 + 2048
-    assert tape.peaks["backward pass"][0] == 4096 + 2048 + 2048 + 4096
+    assert tape.peaks["forward pass"].total == 4096 + 2048
+    assert tape.peaks["backward pass"].total == 4096 + 2048 + 2048 + 4096
+
+
+def test_what_a_checkpointed_layer_computes_again_are_activations():
+    """The part of a tensor is that of the pass that first made it, in whatever part the backward pass begins."""
+    tape = Tape()
+    x = Tensor(tape, 1024, 4)
+    x.slot.needs_grad = True
+    tape.checkpointing = True
+
+    def layer(x):
+        y = tape.op([x], 4096, 4, saves=[x], saves_result=True)
+        return tape.op([y], 1024, 4, saves=[y])
+
+    x = tape.block(layer, x)
+    tape.kind = "logits and loss"
+    loss = tape.op([x], 1, 4)
+    tape.backward(loss)
+    assert tape.kind == "logits and loss"
+    parts = tape.peaks["backward pass"].parts
+    assert parts["activations"] >= 4096 + 4 * 4096
+    assert parts["logits and loss"] <= 512 + 4096
+
+
+@pytest.mark.parametrize("changes", [{"checkpointing": True}, {"compiled": True}], ids=["checkpointed", "compiled"])
+def test_logits_do_not_grow_when_layers_run_again(changes):
+    settings = {"batch": 8, "length": 1024}
+    without = memory.plan("facebook/opt-1.3b", "lora", **settings)
+    again = memory.plan("facebook/opt-1.3b", "lora", **settings, **changes)
+    assert again["total"] < without["total"]
+    logits = 8 * 1024 * 50272 * 4
+    assert again["logits and loss"] < 4 * logits
+    few_labels = memory.plan("facebook/opt-1.3b", "lora", **settings, **changes, num_labels=2)
+    assert few_labels["logits and loss"] < 2**20
+    assert few_labels["activations"] > 100 * 2**20
 
 
 # ---- generation
@@ -200,13 +249,9 @@ def cache_bytes(cache):
 
 def plan_to_write(planned, beams, new=NEW, rows=3, length=20, **more):
     """`planned` again, with generation as writes() does it."""
-    generate = {"batch": rows, "length": length, "max_new_tokens": new, "num_beams": beams}
-    settings = {**planned.settings, "generate": generate, **more}
-    config = settings.pop("config")
-    method = "qlora" if settings["quantization"] else "lora" if settings["lora"] else "full"
-    if settings["quantization"]:
-        settings["quantization"] = {"bnb_4bit_use_double_quant": False}
-    return memory.plan(config, method, **settings)
+    generate = planner_settings.GenerationSettings(batch=rows, length=length, max_new_tokens=new, num_beams=beams)
+    changed = dataclasses.replace(planned.settings, generate=generate, **more)
+    return simulate(build_network(planned.config, changed), changed)
 
 
 @pytest.mark.parametrize("beams", [1, 3])
@@ -220,12 +265,19 @@ def test_the_keys_and_values_of_a_live_generation_are_planned(family, method, dt
         assert found.cache == cache_bytes(writes(model, beams, new).past_key_values) > 0
 
 
+WINDOWS = {  # how a configuration says which layers have a window
+    "qwen2": {"use_sliding_window": True, "max_window_layers": 1},
+    "qwen3": {"use_sliding_window": True, "max_window_layers": 1},
+    "smollm3": {"use_sliding_window": True, "no_rope_layer_interval": 2},
+    "gemma3_text": {"sliding_window_pattern": 2},
+}
+
+
 @pytest.mark.parametrize("beams", [1, 2])
 @pytest.mark.parametrize("window", [8, 64])
-@pytest.mark.parametrize("family", ["gemma2", "mistral", "qwen2", "llama"])
+@pytest.mark.parametrize("family", ["gemma2", "mistral", "qwen2", "llama", "qwen3", "smollm3", "gemma3_text"])
 def test_grouped_heads_and_sliding_windows_are_planned(family, window, beams):
-    more = {"use_sliding_window": True, "max_window_layers": 1} if family == "qwen2" else {}
-    config = AutoConfig.for_model(family, **GATED, sliding_window=window, **more)
+    config = AutoConfig.for_model(family, **GATED, sliding_window=window, **WINDOWS.get(family, {}))
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     for new in (1, NEW):
         generate = {"batch": 3, "length": 20, "max_new_tokens": new, "num_beams": beams}
@@ -287,7 +339,9 @@ def test_generation_is_one_of_the_moments():
     without = memory.plan("t5-3b", "qlora", **settings)
     assert "generation" not in without.peaks
     one = memory.plan("t5-3b", "qlora", **settings, eval_batch=16, generate={})
-    assert one.settings["generate"] == {"max_new_tokens": 128, "batch": 16, "length": 512, "num_beams": 1}
+    assert one.settings.generate == planner_settings.GenerationSettings(
+        max_new_tokens=128, batch=16, length=512, num_beams=1
+    )
     assert one.peaks["backward pass"] == without.peaks["backward pass"]
     assert one.cache == 2 * 24 * 16 * (512 + 128) * 4096 * 2
     many = memory.plan("t5-3b", "qlora", **settings, generate={"batch": 64, "num_beams": 8})
@@ -296,7 +350,7 @@ def test_generation_is_one_of_the_moments():
     assert sum(size for part, size in many.items() if part != "total") == many["total"]
     assert many.cards()["A100 80 GB"]["largest batch"] < one.cards()["A100 80 GB"]["largest batch"]
     assert "generation" in str(many)
-    again = simulate.simulate(one.net, **one.settings)
+    again = simulate(one.net, one.settings)
     assert (again.total, again.cache) == (one["total"], one.cache), "a plan leaves nothing behind"
 
 
@@ -322,8 +376,8 @@ def test_the_receipts_are_many_and_close():
     assert max(errors) <= 0.15
     assert {"device", "versions", "date"} <= set(RECEIPTS)
     slack = [r["reserved_bytes"] / r["measured_moments"]["training"] - 1 for r in RECEIPTS["receipts"]]
-    assert statistics.median(slack) <= settings.SLACK
-    assert max(r["context_bytes"] for r in RECEIPTS["receipts"]) <= 1.4 * settings.CONTEXT
+    assert statistics.median(slack) <= planner_settings.SLACK
+    assert max(r["context_bytes"] for r in RECEIPTS["receipts"]) <= 1.4 * planner_settings.CONTEXT
 
 
 def test_a_plan_that_forgets_checkpointing_is_found_out():
@@ -425,12 +479,86 @@ def test_an_unknown_architecture_gives_what_is_known():
     assert "never measured on a card" in str(memory.plan(AutoConfig.for_model("llama", **GATED)))
 
 
+# ---- parameters, of known families and of others
+
+SIDE = {**SMALL, "intermediate_size": 128, "num_key_value_heads": 2, "head_dim": 16}
+
+
+def config_of(family):
+    """A small configuration; T5Gemma's has one for each side."""
+    if family == "t5gemma":
+        return AutoConfig.for_model("t5gemma", encoder=dict(SIDE), decoder=dict(SIDE), vocab_size=500, pad_token_id=0)
+    return AutoConfig.for_model(family, **MODELS[family][1])
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize(
+    ("family", "kind"),
+    [
+        ("modernbert", AutoModelForSequenceClassification),
+        ("qwen3", AutoModelForCausalLM),
+        ("qwen3", AutoModelForSequenceClassification),
+        ("gemma3_text", AutoModelForCausalLM),
+        ("gemma3_text", AutoModelForSequenceClassification),
+        ("smollm3", AutoModelForCausalLM),
+        ("smollm3", AutoModelForSequenceClassification),
+        ("t5gemma", AutoModelForSeq2SeqLM),
+        ("t5gemma", AutoModelForSequenceClassification),
+    ],
+)
+def test_parameters_of_todays_families_are_counted_exactly(family, kind, method):
+    config = config_of(family)
+    classifies = kind is AutoModelForSequenceClassification
+    planned = memory.plan(config, method, num_labels=5 if classifies else None)
+    weights = list(planned.net.weights.values())
+    config.num_labels = 5
+    with torch.device("meta"):
+        model = kind.from_config(config)
+        assert sum(weight.count for weight in weights if weight.kind == "weights") == model.num_parameters()
+        if method == "lora":
+            lora = LoraConfig(r=16, target_modules="all-linear", task_type="SEQ_CLS" if classifies else None)
+            model = get_peft_model(model, lora)
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    assert sum(weight.count for weight in weights if weight.trainable) == trained
+
+
+def test_a_known_number_of_parameters():
+    """Qwen3-8B has 8,190,735,360 of them, by its own page."""
+    sizes = {"vocab_size": 151936, "hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 36}
+    heads = {"num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128}
+    config = AutoConfig.for_model("qwen3", **sizes, **heads, tie_word_embeddings=False)
+    planned = memory.plan(config, "qlora", batch=1, length=64)
+    assert sum(weight.count for weight in planned.net.weights.values() if not weight.trainable) == 8_190_735_360
+    assert "never measured on a card" in planned.note
+
+
+def test_a_sparse_configuration_is_filled_in(tmp_path):
+    """Gemma 3's config.json of a model that also sees: only what differs from the defaults, and no kinds of layers."""
+    text = {"model_type": "gemma3_text", "hidden_size": 64, "num_hidden_layers": 7, "intermediate_size": 128}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gemma3", "text_config": text}))
+    planned = memory.plan(str(tmp_path), batch=1, length=64)
+    assert planned.config["layer_types"] == ["sliding_attention"] * 5 + ["full_attention", "sliding_attention"]
+    assert planned["weights"] > 4 * 262_208 * 64
+    assert "the text model alone" in planned.note
+
+
+def test_an_encoder_and_decoder_of_an_unknown_architecture_are_both_counted():
+    sizes = {"d_model": 64, "encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 128, "decoder_ffn_dim": 128}
+    heads = {"encoder_attention_heads": 4, "decoder_attention_heads": 4}
+    config = AutoConfig.for_model("bart", **sizes, **heads, vocab_size=500)
+    assert memory.plan(config)["weights"] == 4 * AutoModelForSeq2SeqLM.from_config(config).num_parameters()
+
+
 @pytest.mark.parametrize(
     ("call", "parts"),
     [
         (lambda: memory.plan("bert-huge"), ["'bert-huge'", "closest", "go online"]),
         (lambda: memory.plan("t5-3b", "qlorra"), ["'qlorra'", "'qlora'"]),
-        (lambda: memory.plan("t5-3b", bach=3), ["'bach'", "correct it"]),
+        (lambda: memory.plan("t5-3b", bach=3), ["'bach'", "closest: 'batch'", "correct it"]),
+        (lambda: memory.plan("t5-3b", batch=0), ["batch is 0", "a whole number from 1"]),
+        (lambda: memory.plan("t5-3b", length=12.5), ["length is 12.5", "a whole number from 1"]),
+        (lambda: memory.plan("t5-3b", autocast="int8"), ["autocast 'int8'", "'float16'"]),
+        (lambda: memory.plan(config_of("smollm3"), lora={"r": 4}), ["'smollm3'", "name target_modules"]),
         (lambda: memory.plan("t5-3b", dtype="fp8"), ["'fp8'", "'bfloat16'"]),
         (lambda: memory.plan("t5-3b", quantization={"load_in_8bit": True}), ["4-bit quantization only"]),
         (lambda: memory.plan("t5-3b", generate={"beams": 4}), ["no setting 'beams'", "'num_beams'", "correct it"]),
@@ -472,3 +600,147 @@ def test_casts_of_inputs_are_planned():
 def test_compiled_layers_of_another_family_are_refused():
     with pytest.raises(CourseError, match=r"known of decoders only; leave out compiled\.$"):
         memory.plan("google-t5/t5-3b", "lora", compiled=True)
+
+
+# ---- settings, README, command line
+
+
+def test_every_setting_has_its_own_words():
+    """PlanSettings says a field's meaning in a string below it, and `plan` names every one."""
+    source = (ROOT / "utils" / "planner" / "settings.py").read_text()
+    body = next(node for node in ast.parse(source).body if getattr(node, "name", "") == "PlanSettings").body
+    for field, below in itertools.pairwise(body):
+        if isinstance(field, ast.AnnAssign):
+            assert isinstance(below, ast.Expr), f"{field.target.id} has no words"
+            assert isinstance(below.value.value, str)
+    words = memory.plan.__doc__
+    assert not [field.name for field in dataclasses.fields(PlanSettings) if field.name not in words]
+
+
+def test_the_settings_of_a_plan_are_complete():
+    settings = memory.plan("t5-3b", "qlora", batch=4, length=512).settings
+    assert isinstance(settings, PlanSettings)
+    assert (settings.dtype, settings.autocast, settings.attention) == ("bfloat16", "bfloat16", "sdpa")
+    assert (settings.target_length, settings.eval_batch, settings.keep_in_fp32) == (64, 4, ("wo",))
+    assert settings.lora.rank == 16
+    assert settings.quantization.scales == "double"
+    with pytest.raises(TypeError):
+        PlanSettings(bach=3)
+
+
+def test_the_planners_readme_names_every_module_and_family():
+    page = (ROOT / "utils" / "planner" / "README.md").read_text()
+    folder = ROOT / "utils" / "planner"
+    modules = [path.relative_to(folder).as_posix() for path in folder.rglob("*.py") if path.name != "__init__.py"]
+    assert not [name for name in modules if f"`{name}`" not in page]
+    assert not [family for family in FAMILIES if f"`{family}`" not in page]
+
+
+def ask(capsys, words):
+    """(exit status, printed lines, complaint) of the command line."""
+    status = command_line.main(words.split())
+    printed = capsys.readouterr()
+    return status, printed.out.splitlines(), printed.err
+
+
+def test_the_command_line_says_that_it_fits(capsys):
+    status, lines, _ = ask(capsys, "bert-base-uncased --card 24 --num-labels 3 --batch 16 --length 128")
+    assert status == 0
+    assert lines[0].startswith("google-bert/bert-base-uncased, batch 16, length 128")
+    assert any(line.startswith("weights") for line in lines)
+    assert "It fits a card of 24 GB, which gives torch about 23.6 GiB" in "\n".join(lines)
+    planned = memory.plan("bert-base-uncased", num_labels=3, batch=16, length=128)
+    assert f"The largest batch that fits: {planned.largest_batch(23.6)}." in lines
+
+
+def test_the_command_line_says_what_to_change(capsys):
+    status, lines, _ = ask(capsys, "t5-3b --card 80 --length 1024 --target-length 128")
+    assert status == 1
+    assert "It does not fit a card of 80 GB" in "\n".join(lines)
+    advice = lines[lines.index("Each of these alone would make it fit:") + 1 :]
+    first = advice[0].split("needs")[0]
+    assert first.split()[0] == "--batch"
+    assert any("--checkpointing" in line for line in advice)
+    for line in advice:
+        change = line.split("needs")[0]
+        again, _, _ = ask(capsys, f"t5-3b --card 80 --length 1024 --target-length 128 {change}")
+        assert again == 0, change
+
+
+def test_the_command_line_combines_changes_when_one_is_not_enough(capsys):
+    status, lines, _ = ask(capsys, "gemma-2-9b-it --card T4")
+    assert status == 1
+    assert "Not even a batch of 1 fits." in lines
+    assert lines[-1].startswith("No single change is enough; with --method qlora --checkpointing --batch 1 it needs")
+    status, lines, _ = ask(capsys, "gemma-2-9b-it --card 4")
+    assert status == 1
+    assert lines[-1].startswith("Even with --method qlora --checkpointing --batch 1 it needs")
+
+
+def test_the_command_line_says_when_only_parameters_are_known(capsys, tmp_path):
+    config_of("t5gemma").save_pretrained(tmp_path)
+    status, lines, _ = ask(capsys, f"{tmp_path} --method lora --card 8")
+    assert status == 0
+    assert "whether the whole run does is not known" in "\n".join(lines)
+    assert "NOT in this total" in lines[-1]
+
+
+def test_without_a_card_the_command_line_prints_the_plan(capsys):
+    settings = "--batch 4 --length 64 --rank 8 --optimizer adamw_8bit --autocast none --new-tokens 8 --checkpointing"
+    status, lines, _ = ask(capsys, f"opt-1.3b --method lora {settings}")
+    planned = memory.plan(
+        "opt-1.3b",
+        "lora",
+        batch=4,
+        length=64,
+        lora={"r": 8, "target_modules": "all-linear"},
+        optimizer="adamw_8bit",
+        autocast=None,
+        generate={"max_new_tokens": 8},
+        checkpointing=True,
+    )
+    assert status == 0
+    assert lines == str(planned).splitlines()
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        ("bert-huge", "closest that ships with the course: 'bert-large-uncased'"),
+        ("opt-1.3b --batch 0", "batch is 0; write a whole number from 1."),
+        ("opt-1.3b --dtype fp8", "dtype 'fp8' is not known"),
+        ("opt-1.3b --card A100", "may be A100 40 GB or A100 80 GB; write which."),
+        ("opt-1.3b --card 0", "--card is 0"),
+        ("opt-1.3b --card GTX", "write its memory in GB, such as 16."),
+        ("opt-1.3b --rank 4", "add --method lora or --method qlora"),
+    ],
+)
+def test_a_wrong_word_on_the_command_line_gets_a_sentence(words, part, capsys, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # read at its import
+    status, lines, complaint = ask(capsys, words)
+    assert (status, lines) == (2, [])
+    assert part in complaint
+    assert complaint.count("\n") == 1
+
+
+@pytest.mark.parametrize("words", ["", "opt-1.3b --crd 16", "opt-1.3b --batch four", "opt-1.3b --method qlorra"])
+def test_an_unknown_option_gets_a_sentence(words, capsys):
+    with pytest.raises(SystemExit) as ended:
+        ask(capsys, words)
+    assert ended.value.code == 2
+    complaint = capsys.readouterr().err
+    assert complaint.endswith("see --help.\n")
+    assert complaint.count("\n") == 1
+
+
+def test_the_command_line_answers_without_network_and_without_torch(offline):
+    code = (
+        "import sys; from utils.planner.__main__ import main; status = main(sys.argv[1:]); "
+        "assert 'torch' not in sys.modules; sys.exit(status)"
+    )
+    words = ["google/gemma-2-9b-it", "--method", "qlora", "--card", "16"]
+    for start, expected in ((["-c", code], 1), (["-m", "utils.planner"], 1)):
+        done = subprocess.run([sys.executable, *start, *words], env=offline, capture_output=True, text=True, cwd=ROOT)
+        assert done.returncode == expected, done.stderr
+        assert done.stderr == ""
+        assert "It does not fit a card of 16 GB" in done.stdout

@@ -1,20 +1,28 @@
 """What decoders have on top: scores of classes, or logits over the vocabulary."""
 
 
-def _decoder_head(net, x, embedding, width, tokens, batch):
-    """Scores of every position for the classes, of which one position a row counts; or logits over the vocabulary."""
-    c = net.config
-    if net.setup["num_labels"]:
-        scores = net.linear(x, "score", width, net.setup["num_labels"], bias=False)
-        return net.loss(net.tape.op([scores], batch * net.setup["num_labels"], scores.size))
-    if net.cache is not None:  # generation asks for the last position only, a view: it keeps the whole alive
-        whole, x = x.buffer, net.tape.op([x], batch * width, x.size)
-        x.buffer = whole
-    if net.setup["fused_head"] and net.cache is None:
-        return net.fused_head(x, width, tokens, c["vocab_size"])
-    kept = net.weights[embedding] if c.get("tie_word_embeddings", c["model_type"] in ("opt", "gemma2")) else None
-    logits = net.plain(x, "lm_head", width, c["vocab_size"], bias=False, kept=kept)
+def decoder_head(net, x, embedding, width, tokens, batch, tied):
+    """The loss of a decoder; while generating, the logits of the last position.
+
+    x: what the last layer found, `tokens` vectors of `width`. embedding: the name of the table of word embeddings.
+    tied: whether logits use that table, where the configuration does not say.
+    A classifier scores every position, of which one a row counts.
+    """
+    config = net.config
+    settings = net.settings
+    if settings.num_labels:
+        scores = net.linear(x, "score", width, settings.num_labels, bias=False)
+        return net.loss(net.tape.op([scores], batch * settings.num_labels, scores.size))
+    generates = net.key_values is not None
+    if generates:  # it asks for the last position only
+        x = net.first_token(x, batch * width)
+    elif settings.fused_head:
+        return net.fused_head(x, width, tokens, config["vocab_size"])
+    table = net.weights[embedding] if config.get("tie_word_embeddings", tied) else None
+    logits = net.plain_linear(x, "lm_head", width, config["vocab_size"], bias=False, weight=table)
     del x
-    if c.get("final_logit_softcapping"):
-        logits = net.same(net.activation(net.same(logits), "tanh"))
-    return net.loss(logits, shifted=True) if net.cache is None else logits
+    if config.get("final_logit_softcapping"):
+        logits = net.elementwise(net.activation(net.elementwise(logits), "tanh"))
+    if generates:
+        return logits
+    return net.loss(logits, shifted=True)
