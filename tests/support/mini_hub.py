@@ -50,7 +50,8 @@ def serve(name, main, pull):
             if self.command == "GET":
                 self.wfile.write(content)
 
-        do_HEAD = do_GET
+        def do_HEAD(self):
+            self.do_GET()
 
         def log_message(self, *args):
             pass
