@@ -14,7 +14,7 @@ import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch, and before utils sets two: two tests run side by side
 
-from utils.errors import CourseError  # noqa: E402  (see the line above)
+from utils.errors import CourseError
 
 ROOT = Path(__file__).resolve().parents[1]
 LESSON = "01_bert_full_fine_tuning"
