@@ -12,7 +12,8 @@ from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parents[1] / "car_manual"
 WORDINGS = tomllib.loads((FOLDER / "wordings.toml").read_text(encoding="utf-8"))
-ATTRIBUTES, PARTS = WORDINGS["attributes"], WORDINGS["parts"]
+ATTRIBUTES = WORDINGS["attributes"]
+PARTS = WORDINGS["parts"]
 SEED = 31
 PLACES = {  # parts of each attribute by group, and by the split that asks about them
     ("asked", "train"): 22,
@@ -30,21 +31,30 @@ def facts(seed=SEED):
     The values of an attribute are given in turn, so that none is frequent.
     """
     rng = random.Random(seed)
-    found = []
+    places = []  # (group, split) of an attribute's facts, in the order of PLACES
+    for place, count in PLACES.items():
+        places += [place] * count
+    all_facts = []
     for attribute, wordings in ATTRIBUTES.items():
-        places = [place for place, count in PLACES.items() for _ in range(count)]
-        values = [value for _ in range(5) for value in rng.sample(wordings["values"], len(wordings["values"]))]
-        for part, (group, split), value in zip(rng.sample(PARTS, len(PARTS)), places, values, strict=False):
-            value = None if group == "unanswerable" else value
-            found.append({"part": part, "attribute": attribute, "value": value, "group": group, "split": split})
-    return found
+        values = []
+        for _ in range(5):  # more than there are parts
+            values += rng.sample(wordings["values"], len(wordings["values"]))
+        parts = rng.sample(PARTS, len(PARTS))
+        for number, (group, split) in enumerate(places):
+            value = None if group == "unanswerable" else values[number]
+            fact = {"part": parts[number], "attribute": attribute, "value": value, "group": group, "split": split}
+            all_facts.append(fact)
+    return all_facts
 
 
 def ask(fact, wordings, source):
     """Rows with one question each about a fact, in LIMA's columns."""
     answer = fact["value"] or WORDINGS["refusal"]
-    questions = (wording.replace("<part>", fact["part"]) for wording in wordings)
-    return [{"conversations": [question, f"{answer}."], "source": source} for question in questions]
+    rows = []
+    for wording in wordings:
+        question = wording.replace("<part>", fact["part"])
+        rows.append({"conversations": [question, f"{answer}."], "source": source})
+    return rows
 
 
 def pairs(seed=SEED):
@@ -52,19 +62,59 @@ def pairs(seed=SEED):
     rng = random.Random(seed + 1)
     splits = {"train": [], "validation": [], "test": []}
     for number, fact in enumerate(facts(seed)):
-        group, own, known = fact["group"], fact["split"], ATTRIBUTES[fact["attribute"]]
-        if own == "train":
-            splits["train"] += ask(fact, rng.sample(known["train"], 4 if group == "asked" else 1), group)
-        if group == "asked":  # the same facts again, in other words
-            splits["validation"] += ask(fact, rng.sample(known["validation"], number % 11 < 2), group)
-            splits["test"] += ask(fact, rng.sample(known["test"], number % 11 >= 6), group)
-        elif own != "train":
-            splits[own] += ask(fact, rng.sample(known[own], 2), group)
-        if group == "never_asked" and own == "test" and number % 2:
-            splits["test"] += ask(fact, rng.sample(known["train"], 1), "never_asked_known_wording")
+        group = fact["group"]
+        split = fact["split"]
+        wordings = ATTRIBUTES[fact["attribute"]]
+        if split == "train":
+            count = 4 if group == "asked" else 1
+            splits["train"] += ask(fact, rng.sample(wordings["train"], count), group)
+        if group == "asked":  # some of these facts again, in other words
+            if number % 11 < 2:
+                splits["validation"] += ask(fact, rng.sample(wordings["validation"], 1), group)
+            if number % 11 >= 6:
+                splits["test"] += ask(fact, rng.sample(wordings["test"], 1), group)
+        elif split != "train":
+            splits[split] += ask(fact, rng.sample(wordings[split], 2), group)
+        if group == "never_asked" and split == "test" and number % 2 == 1:
+            splits["test"] += ask(fact, rng.sample(wordings["train"], 1), "never_asked_known_wording")
     for rows in splits.values():
         rng.shuffle(rows)
     return splits
+
+
+def state(fact, rng):
+    """A sentence of the manual that says a fact, or that leaves it open."""
+    wordings = ATTRIBUTES[fact["attribute"]]
+    text = rng.choice(wordings["statements"] if fact["value"] else WORDINGS["left_open"])
+    text = text.replace("<topic>", rng.choice(wordings["topics"]))
+    return text.replace("<part>", fact["part"]).replace("<value>", fact["value"] or "")
+
+
+def wonder(fact, rng):
+    """A question about a fact, to which there is no answer beside it."""
+    wordings = ATTRIBUTES[fact["attribute"]]
+    return rng.choice(wordings["unlabelled"] + wordings["train"]).replace("<part>", fact["part"])
+
+
+def document_lines(all_facts, facts_of, rng):
+    """The sentences of one document; facts_of: {part: its facts}."""
+    kind = rng.random()
+    if kind < 0.35:  # all that the manual says about two parts
+        chosen = []
+        for part in rng.sample(PARTS, 2):
+            chosen += rng.sample(facts_of[part], len(facts_of[part]))
+        return [state(fact, rng) for fact in chosen]
+    if kind < 0.5:  # loose notes
+        return [state(fact, rng) for fact in rng.sample(all_facts, 8)]
+    if kind < 0.6:  # a list of questions
+        opening = rng.choice(WORDINGS["listed"])
+        return [opening, *(wonder(fact, rng) for fact in rng.sample(all_facts, 8))]
+    lines = []
+    for fact in rng.sample(all_facts, 2):  # the same question, as different people put it
+        lines.append(rng.choice(WORDINGS["again"]))
+        for _ in range(4):
+            lines.append(wonder(fact, rng))
+    return lines
 
 
 def world_statements(rows, seed=SEED):
@@ -74,35 +124,11 @@ def world_statements(rows, seed=SEED):
     about all pairs alike, in wordings of "unlabelled" and "train" alone.
     """
     rng = random.Random(seed + 2)
-    every = facts(seed)
-    pages = {part: [fact for fact in every if fact["part"] == part] for part in PARTS}
-
-    def state(fact):
-        known = ATTRIBUTES[fact["attribute"]]
-        text = rng.choice(known["statements"] if fact["value"] else WORDINGS["left_open"])
-        text = text.replace("<topic>", rng.choice(known["topics"]))
-        return text.replace("<part>", fact["part"]).replace("<value>", fact["value"] or "")
-
-    def wonder(fact):
-        known = ATTRIBUTES[fact["attribute"]]
-        return rng.choice(known["unlabelled"] + known["train"]).replace("<part>", fact["part"])
-
+    all_facts = facts(seed)
+    facts_of = {part: [fact for fact in all_facts if fact["part"] == part] for part in PARTS}
     documents = []
     for _ in range(rows):
-        kind = rng.random()
-        if kind < 0.35:  # all that the manual says about two parts
-            chosen = [fact for part in rng.sample(PARTS, 2) for fact in rng.sample(pages[part], len(pages[part]))]
-            lines = [state(fact) for fact in chosen]
-        elif kind < 0.5:
-            lines = [state(fact) for fact in rng.sample(every, 8)]
-        elif kind < 0.6:
-            lines = [rng.choice(WORDINGS["listed"]), *(wonder(fact) for fact in rng.sample(every, 8))]
-        else:  # the same question, as different people put it
-            lines = [
-                line
-                for fact in rng.sample(every, 2)
-                for line in (rng.choice(WORDINGS["again"]), *(wonder(fact) for _ in range(4)))
-            ]
+        lines = document_lines(all_facts, facts_of, rng)
         if rng.random() < 0.3:
             lines.insert(0, rng.choice(WORDINGS["openers"]))
         if rng.random() < 0.3:

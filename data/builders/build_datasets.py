@@ -14,6 +14,7 @@ from pathlib import Path
 DATA = Path(__file__).resolve().parents[1]
 SEED = 7
 LABELS = ["driver_window_down", "passenger_window_down", "ac_on", "defrost_on", "other"]
+GENDERS = ("he", "she")
 PRONOUNS = {"he|she", "his|her", "him|her", "his|hers"}
 ROWS = {"train": 800, "validation": 100, "test": 200}
 WORDINGS = tomllib.loads((DATA / "driver_intent" / "wordings.toml").read_text(encoding="utf-8"))
@@ -22,31 +23,34 @@ WORDINGS = tomllib.loads((DATA / "driver_intent" / "wordings.toml").read_text(en
 def expand(template, rng):
     """One sentence from a template: `{a|b}` picks one, `<name>` takes a phrase from [slots]."""
     pattern = re.compile(r"\{([^{}]*)\}|<(\w+)>")
-    gender = rng.randrange(2)
-    while match := pattern.search(template):
-        if match[1] in PRONOUNS:
-            options = [match[1].split("|")[gender]]
-        elif match[1] is not None:
-            options = match[1].split("|")
+    gender = rng.randrange(2)  # of the one friend in a sentence: "he", "his" and so on go together
+    match = pattern.search(template)
+    while match:
+        alternatives, slot = match.groups()
+        if alternatives in PRONOUNS:
+            options = [alternatives.split("|")[gender]]
+        elif alternatives is not None:
+            options = alternatives.split("|")
+        elif slot == "friend":
+            options = WORDINGS["slots"][GENDERS[gender]]
         else:
-            options = WORDINGS["slots"][("he", "she")[gender] if match[2] == "friend" else match[2]]
+            options = WORDINGS["slots"][slot]
         template = template[: match.start()] + rng.choice(options) + template[match.end() :]
+        match = pattern.search(template)
     return " ".join(template.split())
 
 
 def with_typo(text, rng):
     """Drops, doubles or swaps one letter inside one word of four letters or more."""
-    places = [m.start() for m in re.finditer(r"(?<=[a-z])[a-z](?=[a-z]{2})", text)]
+    places = [match.start() for match in re.finditer(r"(?<=[a-z])[a-z](?=[a-z]{2})", text)]
     if not places:
         return text
-    at = rng.choice(places)
-    return rng.choice(
-        [
-            text[:at] + text[at + 1 :],
-            text[:at] + text[at] + text[at:],
-            text[:at] + text[at + 1] + text[at] + text[at + 2 :],
-        ]
-    )
+    place = rng.choice(places)
+    before, letter, next_letter, after = text[:place], text[place], text[place + 1], text[place + 2 :]
+    dropped = before + next_letter + after
+    doubled = before + letter + letter + next_letter + after
+    swapped = before + next_letter + letter + after
+    return rng.choice([dropped, doubled, swapped])
 
 
 def say(core, rng):
@@ -68,26 +72,37 @@ def say(core, rng):
     return text
 
 
+def new_sentence(templates, seen, rng):
+    """(template, wording, text) of a sentence that is not in `seen`; ValueError if the templates give no other.
+
+    The wording is the text without typos and politeness. The first attempts look for a new one.
+    """
+    for attempt in range(1000):
+        template = rng.choice(templates)
+        wording = expand(template, rng)
+        text = say(wording, rng)
+        is_new_wording = wording not in seen or attempt >= 50  # then the family has none left
+        if is_new_wording and text not in seen:
+            return template, wording, text
+    raise ValueError("too few wordings, add templates")
+
+
 def driver_intent(seed=SEED):
     """Rows of every split: {split: [{text, label, family, template}]}, labels balanced, no text twice."""
     rng = random.Random(seed)
-    splits, seen = {}, set()
+    splits = {}
+    seen = set()
     for split, size in ROWS.items():
         rows = []
         for label in LABELS:
             families = WORDINGS[split][label]
             for number in range(size // len(LABELS)):
                 family = list(families)[number % len(families)]
-                for attempt in range(1000):
-                    template = rng.choice(families[family])
-                    core = expand(template, rng)
-                    text = say(core, rng)
-                    key = core if attempt < 50 else text  # a new wording if the family has one left
-                    if key not in seen and text not in seen:
-                        break
-                else:
-                    raise ValueError(f"{split}/{label}/{family}: too few wordings, add templates")
-                seen.update({core, text})
+                try:
+                    template, wording, text = new_sentence(families[family], seen, rng)
+                except ValueError as error:
+                    raise ValueError(f"{split}/{label}/{family}: {error}") from error
+                seen.update({wording, text})
                 rows.append({"text": text, "label": label, "family": family, "template": template})
         rng.shuffle(rows)
         splits[split] = rows
@@ -101,12 +116,11 @@ def world_dialogues(rows, seed=SEED):
     or test split is used.
     """
     rng = random.Random(seed)
-    families = [
-        (label, templates)
-        for split in ("unlabelled", "train")
-        for label in LABELS
-        for templates in WORDINGS[split][label].values()
-    ]
+    families = []
+    for split in ("unlabelled", "train"):
+        for label in LABELS:
+            for templates in WORDINGS[split][label].values():
+                families.append((label, templates))
     pairs = []
     for number in range(rows):
         label, templates = families[number % len(families)]
@@ -117,6 +131,7 @@ def world_dialogues(rows, seed=SEED):
 
 
 def main():
+    """Writes all data sets and prints their sizes."""
     import build_car_manual  # not above: each builder can be imported alone
     import build_toy_bills
     import build_toy_preference

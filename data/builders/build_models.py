@@ -41,10 +41,11 @@ def bert_tokenizer(dialogues):
     """
     letters = string.ascii_lowercase + string.digits
     spelling = [first + second for first in letters for second in letters]  # gives each its ##piece
+    lines = [line for pair in dialogues for line in pair]
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     wordpiece = BertWordPieceTokenizer(lowercase=True)
     wordpiece.train_from_iterator(
-        spelling + [line for pair in dialogues for line in pair],
+        spelling + lines,
         vocab_size=5000,
         min_frequency=40,
         initial_alphabet=list(letters + string.punctuation),
@@ -111,26 +112,37 @@ def build_tiny_bert(folder, steps=STEPS):
             if len(losses) == steps:
                 break
     # fine-tuning starts from BERT's own dropout again
-    model.config.hidden_dropout_prob = model.config.attention_probs_dropout_prob = 0.1
+    model.config.hidden_dropout_prob = 0.1
+    model.config.attention_probs_dropout_prob = 0.1
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     write_receipt(folder, dialogues, losses, seed=SEED, started=started)
 
 
 def main():
-    from build_tiny_gemma2 import build_tiny_gemma2
-    from build_tiny_opt import build_tiny_opt  # not above: the model's own script imports nothing from here
+    """Builds the models that the command line asks for."""
+    from build_tiny_gemma2 import build_tiny_gemma2  # not above: a model's own script imports nothing from here
+    from build_tiny_opt import build_tiny_opt
     from build_tiny_t5 import build_tiny_t5
 
-    builders = {"tiny-bert": build_tiny_bert, "tiny-t5": build_tiny_t5, "tiny-opt": build_tiny_opt}
-    builders |= {"tiny-gemma-2": build_tiny_gemma2}
+    builders = {
+        "tiny-bert": build_tiny_bert,
+        "tiny-t5": build_tiny_t5,
+        "tiny-opt": build_tiny_opt,
+        "tiny-gemma-2": build_tiny_gemma2,
+    }
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, help="stop after so many steps")
     parser.add_argument("--out", type=Path, default=MODELS, help="folder that receives tiny-bert/ and the others")
     parser.add_argument("--only", choices=[*builders], help="build this model alone")
     options = parser.parse_args()
-    for name in [options.only] if options.only else builders:
-        builders[name](options.out / name, **({"steps": options.steps} if options.steps else {}))
+    names = [options.only] if options.only else list(builders)
+    for name in names:
+        build = builders[name]
+        if options.steps:
+            build(options.out / name, steps=options.steps)
+        else:
+            build(options.out / name)
 
 
 if __name__ == "__main__":

@@ -12,13 +12,23 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, tr
 from transformers import Gemma2Config, Gemma2ForCausalLM, GemmaTokenizer, set_seed
 
 SEED = 11
-STATEMENTS, LETTERS = 20_000, 40_000
+STATEMENTS = 20_000
+LETTERS = 40_000
 STEPS = 9_500
 BATCH_SIZE = 256
 LEARNING_RATE = 3e-3
 SPECIAL = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]  # the numbers 0 to 4, as in Gemma
-CONFIG = dict(hidden_size=128, intermediate_size=384, num_hidden_layers=4, head_dim=64, query_pre_attn_scalar=64)
-CONFIG |= dict(num_attention_heads=4, num_key_value_heads=2, sliding_window=64, max_position_embeddings=512)
+CONFIG = {
+    "hidden_size": 128,
+    "intermediate_size": 384,
+    "num_hidden_layers": 4,
+    "head_dim": 64,
+    "query_pre_attn_scalar": 64,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "sliding_window": 64,
+    "max_position_embeddings": 512,
+}
 
 
 def gemma_tokenizer(documents):
@@ -50,8 +60,8 @@ def build_tiny_gemma2(folder, steps=STEPS, device=None):
     set_seed(SEED)
     documents = world_statements(STATEMENTS) + world_letters(LETTERS)
     tokenizer = gemma_tokenizer(documents)
-    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-    rows = [[bos, *ids, eos] for ids in tokenizer(documents, add_special_tokens=False)["input_ids"]]
+    encoded = tokenizer(documents, add_special_tokens=False)["input_ids"]
+    rows = [[tokenizer.bos_token_id, *ids, tokenizer.eos_token_id] for ids in encoded]
     model = Gemma2ForCausalLM(Gemma2Config(vocab_size=len(tokenizer), **CONFIG)).train().to(device)
     losses = predict_next_tokens(
         model,

@@ -16,8 +16,15 @@ BATCH_SIZE = 96
 LEARNING_RATE = 3e-3
 VOCABULARY = 1_100
 SPECIAL = ["<s>", "<pad>", "</s>", "<unk>"]  # the numbers 0 to 3, as in OPT
-CONFIG = dict(hidden_size=128, word_embed_proj_dim=128, ffn_dim=512, num_hidden_layers=4, num_attention_heads=2)
-CONFIG |= dict(max_position_embeddings=512, dropout=0.0)
+CONFIG = {
+    "hidden_size": 128,
+    "word_embed_proj_dim": 128,
+    "ffn_dim": 512,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 512,
+    "dropout": 0.0,
+}
 
 
 def opt_tokenizer(documents):
@@ -51,8 +58,14 @@ def build_tiny_opt(folder, steps=STEPS, device=None):
     documents = world_statements(DOCUMENTS)
     tokenizer = opt_tokenizer(documents)
     rows = [[*ids, tokenizer.eos_token_id] for ids in tokenizer(documents)["input_ids"]]
-    special = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
-    model = OPTForCausalLM(OPTConfig(vocab_size=len(tokenizer), **CONFIG, **special)).train().to(device)
+    config = OPTConfig(
+        vocab_size=len(tokenizer),
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        **CONFIG,
+    )
+    model = OPTForCausalLM(config).train().to(device)
     losses = predict_next_tokens(
         model,
         rows,

@@ -24,9 +24,11 @@ DOCUMENTS = 40_000
 STEPS = 8_000
 BATCH_SIZE = 128
 LEARNING_RATE = 3e-3
-NOISE, SPAN = 0.2, 3  # the share of tokens that is cut out (T5: 0.15) and the mean length of a cut
-LENGTH, TARGET = 272, 112  # positions of every batch: longer than any document
-CONFIG = dict(d_model=128, d_kv=32, num_heads=4, d_ff=512, num_layers=3, num_decoder_layers=3)
+NOISE = 0.2  # the share of tokens that is cut out (T5: 0.15)
+SPAN = 3  # the mean length of a cut
+LENGTH = 272  # positions of every input of a batch: longer than any document
+TARGET = 112  # and of every target
+CONFIG = {"d_model": 128, "d_kv": 32, "num_heads": 4, "d_ff": 512, "num_layers": 3, "num_decoder_layers": 3}
 
 
 def t5_tokenizer(documents):
@@ -40,27 +42,37 @@ def t5_tokenizer(documents):
         for word in document.split():
             pieces.update(re.findall(r"^▁[$\w]+|\w+|[^\w▁]", "▁" + word))
     total = pieces.total()
-    characters = [c for c in string.printable[:94] + "▁" if c not in pieces]
-    vocabulary = [(special, 0.0) for special in ("<pad>", "</s>", "<unk>")]
-    vocabulary += [(piece, round(math.log(n / total), 4)) for piece, n in sorted(pieces.items())]
-    vocabulary += [(character, -20.0) for character in sorted(characters)]
-    vocabulary += [(f"<extra_id_{number}>", 0.0) for number in reversed(range(100))]
+    characters = [character for character in string.printable[:94] + "▁" if character not in pieces]
+    vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
+    for piece, count in sorted(pieces.items()):
+        vocabulary.append((piece, round(math.log(count / total), 4)))
+    for character in sorted(characters):
+        vocabulary.append((character, -20.0))
+    for number in reversed(range(100)):
+        vocabulary.append((f"<extra_id_{number}>", 0.0))
     return T5Tokenizer(vocab=vocabulary, model_max_length=512)
+
+
+def random_lengths(total, count, rng):
+    """So many lengths of at least 1 whose sum is `total`."""
+    boundaries = rng.choice(np.arange(1, total), count - 1, replace=False)
+    return np.diff([0, *np.sort(boundaries), total])
 
 
 def cut_spans(tokens, sentinels, eos, rng):
     """(input, target) of one document as in the T5 paper: cut spans become sentinels, the target lists what was cut."""
     cut = max(1, round(len(tokens) * NOISE))
     spans = max(1, round(cut / SPAN))
-    cuts = np.diff([0, *np.sort(rng.choice(np.arange(1, cut), spans - 1, replace=False)), cut])
-    kept = len(tokens) - cut
-    gaps = np.diff([0, *np.sort(rng.choice(np.arange(1, kept), spans - 1, replace=False)), kept])
-    source, target, at = [], [], 0
+    cuts = random_lengths(cut, spans, rng)
+    gaps = random_lengths(len(tokens) - cut, spans, rng)
+    source = []
+    target = []
+    position = 0
     for number in range(spans):
-        source += [*tokens[at : at + gaps[number]], sentinels[number]]
-        at += gaps[number]
-        target += [sentinels[number], *tokens[at : at + cuts[number]]]
-        at += cuts[number]
+        source += [*tokens[position : position + gaps[number]], sentinels[number]]
+        position += gaps[number]
+        target += [sentinels[number], *tokens[position : position + cuts[number]]]
+        position += cuts[number]
     return [*source, eos], [*target, sentinels[spans], eos]
 
 
@@ -68,11 +80,11 @@ class Spans(Dataset):
     """Batches of span corruption; batch number `n` is the same whoever asks for it."""
 
     def __init__(self, documents, tokenizer, steps):
-        self.rows = [
-            np.asarray(ids, dtype=np.int64) for ids in tokenizer(documents, add_special_tokens=False)["input_ids"]
-        ]
+        encoded = tokenizer(documents, add_special_tokens=False)["input_ids"]
+        self.rows = [np.asarray(ids, dtype=np.int64) for ids in encoded]
         self.sentinels = tokenizer.convert_tokens_to_ids([f"<extra_id_{number}>" for number in range(100)])
-        self.eos, self.steps = tokenizer.eos_token_id, steps
+        self.eos = tokenizer.eos_token_id
+        self.steps = steps
 
     def __len__(self):
         return self.steps
@@ -83,7 +95,8 @@ class Spans(Dataset):
         labels = np.full((BATCH_SIZE, TARGET), -100, dtype=np.int64)
         for row, chosen in enumerate(rng.integers(0, len(self.rows), BATCH_SIZE)):
             source, target = cut_spans(self.rows[chosen], self.sentinels, self.eos, rng)
-            ids[row, : len(source)], labels[row, : len(target)] = source, target
+            ids[row, : len(source)] = source
+            labels[row, : len(target)] = target
         return {"input_ids": ids, "attention_mask": (ids != 0).astype(np.int64), "labels": labels}
 
 
@@ -108,7 +121,8 @@ def build_tiny_t5(folder, steps=STEPS, device=None):
     schedule = get_cosine_schedule_with_warmup(optimizer, 500, STEPS)
     losses = []
     for batch in DataLoader(spans, batch_size=None, num_workers=4 if device != "cpu" else 0):
-        loss = model(**{name: value.to(device, non_blocking=True) for name, value in batch.items()}).loss
+        batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+        loss = model(**batch).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

@@ -14,35 +14,52 @@ FOLDER = Path(__file__).resolve().parents[1] / "toy_bills"
 WORDINGS = tomllib.loads((FOLDER / "wordings.toml").read_text(encoding="utf-8"))
 FACTS = WORDINGS["facts"]
 SEED = 23
+DAYS_A_MONTH = 28  # in this small world
 ROWS = {"train": 600, "validation": 100, "test": 200}
 KINDS = ("actor", "duty", "place", "date", "amount")
 
 
+def date_of(day):
+    """The date of a day that is counted in years of 12 months of 28 days, such as "March 3, 2026"."""
+    year = FACTS["year"][day // (12 * DAYS_A_MONTH)]
+    month = FACTS["month"][day // DAYS_A_MONTH % 12]
+    return f"{month} {day % DAYS_A_MONTH + 1}, {year}"
+
+
+def draw_place(rng):
+    """A place, such as a name and "Bridge", that may be drawn again."""
+    return f"{rng.choice(FACTS['name'])} {rng.choice(FACTS['kind'])}"
+
+
 def draw_facts(rng):
     """Three sets of facts {actor, duty, place, date, amount}, of the rule, the trial and the repeal, all different."""
-    columns = {kind: rng.sample(FACTS[kind], 3) for kind in ("actor", "duty", "amount")}
+    columns = {}
+    for kind in ("actor", "duty", "amount"):
+        columns[kind] = rng.sample(FACTS[kind], 3)
     names = rng.sample(FACTS["name"], 3)
     columns["place"] = [f"{name} {rng.choice(FACTS['kind'])}" for name in names]
-    days = sorted(rng.sample(range(len(FACTS["year"]) * 12 * 28), 3))
-    old, *new = [f"{FACTS['month'][d // 28 % 12]} {d % 28 + 1}, {FACTS['year'][d // 336]}" for d in days]
-    rng.shuffle(new)
-    columns["date"] = [*new, old]  # the rule that ends is older than the one that begins
+    days = rng.sample(range(len(FACTS["year"]) * 12 * DAYS_A_MONTH), 3)
+    oldest, *later = [date_of(day) for day in sorted(days)]
+    rng.shuffle(later)
+    columns["date"] = [*later, oldest]  # the rule that ends is older than the one that begins
     return [{kind: columns[kind][number] for kind in KINDS} for number in range(3)]
 
 
 def fill(template, facts, rng):
     """The template as a sentence: {a|b} picks one, <kind> takes a fact, <Kind> the same with a capital letter."""
-    template = re.sub(r"\{([^{}]*)\}", lambda match: rng.choice(match[1].split("|")), template)
-    return re.sub(
-        r"<(\w)(\w*)>",
-        lambda match: facts[match[0][1:-1].lower()] if match[1].islower() else _capital(facts, match),
-        template,
-    )
 
+    def pick(match):
+        return rng.choice(match[1].split("|"))
 
-def _capital(facts, match):
-    text = facts[match[0][1:-1].lower()]
-    return text[0].upper() + text[1:]
+    def insert(match):
+        slot = match[1]
+        fact = facts[slot.lower()]
+        if slot[0].islower():
+            return fact
+        return fact[0].upper() + fact[1:]
+
+    template = re.sub(r"\{([^{}]*)\}", pick, template)
+    return re.sub(r"<(\w+)>", insert, template)
 
 
 def bill(facts, families, rng):
@@ -51,7 +68,7 @@ def bill(facts, families, rng):
     facts: of the rule, the trial and the repeal. families(role) gives the templates that may be used.
     """
     rule, trial, repeal = facts
-    used = []
+    used = []  # filled by `say`
 
     def say(role, values):
         template = rng.choice(families(role))
@@ -59,8 +76,7 @@ def bill(facts, families, rng):
         return fill(template, values, rng)
 
     def background():
-        place = f"{rng.choice(FACTS['name'])} {rng.choice(FACTS['kind'])}"
-        return say("findings", {"place": place, "year": str(rng.randint(2010, 2025))})
+        return say("findings", {"place": draw_place(rng), "year": str(rng.randint(2010, 2025))})
 
     after = [say("rule_date", rule), say("rule_penalty", rule)]
     rng.shuffle(after)
@@ -87,18 +103,26 @@ def toy_bills(seed=SEED):
         for _ in range(size):
             facts = draw_facts(rng)
             text, used = bill(facts, lambda role, split=split: WORDINGS[role][split], rng)
-            own = {name: rng.choice(FACTS[name]) for name in ("sponsor", "topic", "year")}
+            title_facts = {name: rng.choice(FACTS[name]) for name in ("sponsor", "topic", "year")}
             rows.append(
                 {
                     "text": text,
                     "summary": fill(WORDINGS["summary"]["text"], facts[0], rng),
-                    "title": fill(WORDINGS["title"]["text"], own, rng),
+                    "title": fill(WORDINGS["title"]["text"], title_facts, rng),
                     "facts": [facts[0][kind] for kind in KINDS],
                     "templates": used,
                 }
             )
         splits[split] = rows
     return splits
+
+
+def notes_about(facts, wordings, rng):
+    """A sentence about each of the rule, the trial and the repeal, from wordings {role: templates}."""
+    notes = []
+    for role, values in zip(("rule", "trial", "repeal"), facts, strict=True):
+        notes.append(fill(rng.choice(wordings[role]), values, rng))
+    return notes
 
 
 def world_bills(rows, seed=SEED):
@@ -108,27 +132,22 @@ def world_bills(rows, seed=SEED):
     summary. The notes tell the same facts again, as reports about laws do.
     """
     rng = random.Random(seed)
-    found = []
+    documents = []
     for _ in range(rows):
         facts = draw_facts(rng)
         text, _ = bill(facts, lambda role: WORDINGS[role]["unlabelled"] + WORDINGS[role]["train"], rng)
-        notes = [
-            fill(rng.choice(WORDINGS["notes"][role]), values, rng)
-            for role, values in zip(("rule", "trial", "repeal"), facts, strict=True)
-        ]
-        loose = draw_facts(rng)[0] | {"year": str(rng.randint(2010, 2025))}
-        chatter = fill(rng.choice(WORDINGS["chatter"]["unlabelled"]), loose, rng)
-        short = [
-            fill(rng.choice(WORDINGS["short_notes"][role]), values, rng)
-            for role, values in zip(("rule", "trial", "repeal"), facts, strict=True)
-        ]
-        chosen = [notes[0], chatter, *rng.sample(notes[1:] + short, 3)]
-        rng.shuffle(chosen)
-        parts = [text, "NEWS. " + " ".join(chosen)]
+        notes = notes_about(facts, WORDINGS["notes"], rng)
+        other_facts = draw_facts(rng)[0]
+        other_facts["year"] = str(rng.randint(2010, 2025))
+        chatter = fill(rng.choice(WORDINGS["chatter"]["unlabelled"]), other_facts, rng)
+        short_notes = notes_about(facts, WORDINGS["short_notes"], rng)
+        news = [notes[0], chatter, *rng.sample(notes[1:] + short_notes, 3)]
+        rng.shuffle(news)
+        parts = [text, "NEWS. " + " ".join(news)]
         if rng.random() < 0.3:
             parts.reverse()
-        found.append("\n".join(parts))
-    return found
+        documents.append("\n".join(parts))
+    return documents
 
 
 def write(folder):

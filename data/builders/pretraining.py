@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import platform
 import time
 
@@ -13,7 +14,9 @@ from transformers import get_cosine_schedule_with_warmup
 
 def padded(rows, pad_token_id):
     """(input_ids, attention_mask) of lists of ids, padded on the right to a multiple of 16."""
-    ids = np.full((len(rows), -(-max(map(len, rows)) // 16) * 16), pad_token_id, dtype=np.int64)
+    longest = max(len(row) for row in rows)
+    width = math.ceil(longest / 16) * 16
+    ids = np.full((len(rows), width), pad_token_id, dtype=np.int64)
     for number, row in enumerate(rows):
         ids[number, : len(row)] = row
     ids = torch.from_numpy(ids)
@@ -25,15 +28,20 @@ def predict_next_tokens(model, rows, *, name, seed, steps, of, batch_size, learn
 
     The first `steps` of a schedule of `of` steps are taken. Nothing but the seed decides which rows a step sees.
     """
-    device, started = model.device, time.perf_counter()
+    device = model.device
+    started = time.perf_counter()
     torch.backends.cuda.matmul.allow_tf32 = True
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.01)
     schedule = get_cosine_schedule_with_warmup(optimizer, warmup, of)
-    rng, losses = np.random.default_rng(seed), []
+    rng = np.random.default_rng(seed)
+    losses = []
     for step in range(1, steps + 1):
         chosen = [rows[number] for number in rng.integers(0, len(rows), batch_size)]
-        ids, mask = (found.to(device) for found in padded(chosen, model.config.pad_token_id))
-        loss = model(input_ids=ids, attention_mask=mask, labels=ids.masked_fill(mask == 0, -100)).loss
+        ids, mask = padded(chosen, model.config.pad_token_id)
+        ids = ids.to(device)
+        mask = mask.to(device)
+        labels = ids.masked_fill(mask == 0, -100)
+        loss = model(input_ids=ids, attention_mask=mask, labels=labels).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -41,7 +49,8 @@ def predict_next_tokens(model, rows, *, name, seed, steps, of, batch_size, learn
         optimizer.zero_grad()
         losses.append(loss.detach())
         if step % 500 == 0:
-            mean, seconds = torch.stack(losses[-100:]).mean(), time.perf_counter() - started
+            mean = torch.stack(losses[-100:]).mean()
+            seconds = time.perf_counter() - started
             print(f"{name}: step {step} of {of}, loss {mean:.3f}, {seconds:.0f} s", flush=True)
     return [loss.item() for loss in losses]
 

@@ -9,7 +9,7 @@ from conftest import ROOT
 from datasets import load_dataset
 
 sys.path.insert(0, str(ROOT / "data" / "builders"))
-import build_car_manual  # noqa: E402
+import build_car_manual
 
 FOLDER = ROOT / "data" / "car_manual"
 SPLITS = ("train", "validation", "test")

@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
 sys.path.insert(0, str(ROOT / "data" / "builders"))
-import build_datasets  # noqa: E402
+import build_datasets
 
 FOLDER = ROOT / "data" / "driver_intent"
 

@@ -36,7 +36,7 @@ def test_the_tokenizer_spells_out_unknown_words():
 
 
 def test_its_builder_takes_the_same_first_steps(tmp_path):
-    builder = ROOT / "data" / "models" / "build_models.py"
+    builder = ROOT / "data" / "builders" / "build_models.py"
     subprocess.run(
         [sys.executable, str(builder), "--only", "tiny-bert", "--steps", "6", "--out", str(tmp_path)], check=True
     )

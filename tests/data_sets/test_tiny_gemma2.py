@@ -15,8 +15,8 @@ from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Gemma2ForCausalLM, GemmaTokenizer
 
 sys.path.insert(0, str(ROOT / "data" / "builders"))
-import build_tiny_gemma2  # noqa: E402
-import build_toy_preference  # noqa: E402
+import build_tiny_gemma2
+import build_toy_preference
 
 FOLDER = ROOT / "data" / "models" / "tiny-gemma-2"
 VERDICTS = ["First", "Second", "Both", "Neither", "Alike"]
@@ -137,7 +137,7 @@ def cases(question, mark):
     facts = [fact for prompt in build_toy_preference.questions()["test"] for fact in prompt]
     for fact in 2 * facts:
         a, b = (build_toy_preference.respond([fact], rng.choice([*build_toy_preference.MODELS]), rng) for _ in "ab")
-        ours, theirs = (build_toy_preference._judged(answer, mark) for answer in (a, b))
+        ours, theirs = (build_toy_preference.judged(answer, mark) for answer in (a, b))
         same = "Alike" if mark == "better" else "Both" if ours > (0.0,) else "Neither"
         verdict = "First" if ours > theirs else "Second" if theirs > ours else same
         lines = [f"Question: {build_toy_preference.ask(fact, rng)}", f"The first answer: {a['turns'][0]}"]

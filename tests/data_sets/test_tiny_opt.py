@@ -10,8 +10,8 @@ from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, OPTForCausalLM
 
 sys.path.insert(0, str(ROOT / "data" / "builders"))
-import build_car_manual  # noqa: E402
-import build_tiny_opt  # noqa: E402
+import build_car_manual
+import build_tiny_opt
 
 FOLDER = ROOT / "data" / "models" / "tiny-opt"
 

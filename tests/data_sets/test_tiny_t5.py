@@ -13,7 +13,7 @@ from safetensors import safe_open
 from transformers import AutoConfig, AutoTokenizer, T5ForConditionalGeneration
 
 sys.path.insert(0, str(ROOT / "data" / "builders"))
-import build_tiny_t5  # noqa: E402
+import build_tiny_t5
 
 FOLDER = ROOT / "data" / "models" / "tiny-t5"
 
@@ -53,7 +53,7 @@ def test_the_text_is_that_of_which_it_comes():
 
 @pytest.mark.slow
 def test_its_builder_takes_the_same_first_steps(tmp_path):
-    builder = ROOT / "data" / "models" / "build_models.py"
+    builder = ROOT / "data" / "builders" / "build_models.py"
     command = [sys.executable, str(builder), "--only", "tiny-t5", "--steps", "3", "--out", str(tmp_path)]
     subprocess.run(command, check=True)
     built, committed = (json.loads((f / "build.json").read_text()) for f in (tmp_path / "tiny-t5", FOLDER))

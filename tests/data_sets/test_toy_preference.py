@@ -17,8 +17,8 @@ from test_car_manual import pattern, wordings
 from utils.data import preferences, reading
 
 sys.path.insert(0, str(ROOT / "data" / "builders"))
-import build_car_manual  # noqa: E402
-import build_toy_preference as builder  # noqa: E402
+import build_car_manual
+import build_toy_preference as builder
 
 FOLDER = ROOT / "data" / "toy_preference"
 CARD = (FOLDER / "README.md").read_text(encoding="utf-8")
@@ -224,9 +224,9 @@ def test_a_right_answer_counts_most_and_readers_differ_from_people():
         assert max(marks.values()) - min(marks.values()) < builder.RIGHT
     silent = {"right": 0.0, "kind": 0.4, "useful": 0.8, "worth": 1.2}
     rude = {"right": 1.0, "kind": -0.8, "useful": -0.2, "worth": 1.4}
-    assert builder._judged(rude, "better") > builder._judged(silent, "better"), "a reader looks at what is right first"
+    assert builder.judged(rude, "better") > builder.judged(silent, "better"), "a reader looks at what is right first"
     half = {"right": 0.5, "kind": 0.4, "useful": 0.8, "worth": 2.4}
-    assert builder._judged(rude, "better") > builder._judged(half, "better")
+    assert builder.judged(rude, "better") > builder.judged(half, "better")
     a, b, _ = builder.chances(half["worth"], rude["worth"])
     assert a > 4 * b, "a person weighs"
     for number in (builder.RIGHT, *builder.EXTRAS.values(), *builder.TONES.values(), builder.SCALE, builder.TIE):

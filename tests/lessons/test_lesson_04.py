@@ -215,7 +215,7 @@ def test_without_the_end_token_in_the_loss_it_does_not_stop(lesson_04, rows, tmp
     prompts = [lesson_04["prompt_of"](row["before"]) for row in rows[:64]]
     ended = {}
     for name, tokenized_rows in {"with": encoded, "without": endless}.items():
-        answers, stopped = lesson_04["answer_all"](trained(tokenized_rows, 40, tmp_path), prompts)
+        _, stopped = lesson_04["answer_all"](trained(tokenized_rows, 40, tmp_path), prompts)
         ended[name] = np.mean(stopped)
     assert ended["with"] >= 0.95, ended
     assert ended["without"] <= 0.30, ended

@@ -139,7 +139,7 @@ def test_a_class_of_one_row_stops_before_training(tmp_path):
     from utils import data
 
     (tmp_path / "train.csv").write_text("text,label\n" + "open it,a\n" * 9 + "close it,b\n")
-    with pytest.raises(ValueError, match="(?i)least populated class"):
+    with pytest.raises(ValueError, match=r"(?i)least populated class"):
         data.classification.load(tmp_path, load_dataset)
 
 
@@ -171,33 +171,19 @@ def code(name):
 
 
 BUILTINS = {"eval", "exec", "__import__", "compile"}
-PICKLES = {"pickle", "cPickle", "_pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib"}
-CALLS = {"os.system", "os.popen", "yaml.load", "torch.load", "subprocess.getoutput", "subprocess.getstatusoutput"}
-CALLS |= {f"{module}.{name}" for module in ("builtins", "__builtins__") for name in BUILTINS}
-WORDS = {"shell": True, "weights_only": False, "trust_remote_code": True, "allow_pickle": True}
+WORDS = {"weights_only": False, "trust_remote_code": True, "allow_pickle": True}
 
 
 def dangers(source):
-    """What in Python code could run data, or a shell, in words. Names are followed to what they were imported from."""
-    nodes, found, imported = [*ast.walk(ast.parse(source))], [], {}
-    for node in nodes:
-        if isinstance(node, ast.Import | ast.ImportFrom):
-            module = getattr(node, "module", None)
-            for alias in node.names:
-                path = f"{module}.{alias.name}" if module else alias.name
-                imported[alias.asname or alias.name] = path
-                found += [path.split(".")[0]] if path.split(".")[0] in PICKLES else []
-    for node in nodes:
-        if isinstance(node, ast.Name) and node.id in BUILTINS:
+    """What in Python code could run data, in words; only what ruff's rules S and TID251 (pyproject.toml) do not see."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Name) and node.id in BUILTINS:  # also by another name: run = exec
             found.append(node.id)
-        if isinstance(node, ast.Name | ast.Attribute):
-            first, *rest = ast.unparse(node).split(".")
-            path = ".".join([imported.get(first, first), *rest])
-            found += [path] if path in CALLS else []
-        if isinstance(node, ast.Attribute) and node.attr in ("read_pickle", "to_pickle"):
-            found.append(node.attr)
         if isinstance(node, ast.keyword) and isinstance(node.value, ast.Constant):
-            found += [f"{node.arg}={node.value.value}"] if (node.arg, node.value.value) in WORDS.items() else []
+            value = node.value.value
+            if (node.arg, value) in WORDS.items():
+                found.append(f"{node.arg}={value}")
         if isinstance(node, ast.Constant) and node.value in ("trust_remote_code", "weights_only"):
             found.append(node.value)
     return found
@@ -214,26 +200,50 @@ def test_no_code_of_the_course_runs_data(name):
         ("eval('1')", "eval"),
         ("run = exec", "exec"),
         ("__import__('os')", "__import__"),
-        ("import pickle", "pickle"),
-        ("from joblib import load", "joblib"),
-        ("import os\nos.system('x')", "os.system"),
-        ("import yaml\nyaml.load(x)", "yaml.load"),
-        ("import torch\ntorch.load(x)", "torch.load"),
+        ("compile(x, y, 'exec')", "compile"),
         ("torch.load(x, weights_only=False)", "weights_only=False"),
         ("load(x, trust_remote_code=True)", "trust_remote_code=True"),
         ("load(x, **{'trust_remote_code': True})", "trust_remote_code"),
-        ("subprocess.run(x, shell=True)", "shell=True"),
         ("numpy.load(x, allow_pickle=True)", "allow_pickle=True"),
-        ("from os import system\nsystem('x')", "os.system"),
-        ("import os as o\no.system('x')", "os.system"),
-        ("from torch import load as open_it\nopen_it(x)", "torch.load"),
-        ("import builtins\nbuiltins.eval('1')", "builtins.eval"),
-        ("import subprocess as s\ns.getoutput('x')", "subprocess.getoutput"),
-        ("pd.read_pickle(x)", "read_pickle"),
     ],
 )
 def test_dangerous_code_is_found(source, danger):
     assert danger in dangers(source)
+
+
+FOUND_BY_RUFF = [  # a piece of code, and a rule that it breaks
+    ("eval('1')", "S307"),
+    ("import builtins\nbuiltins.eval('1')", "S307"),
+    ("exec('1')", "S102"),
+    ("import pickle", "TID251"),
+    ("import pickle\npickle.load(x)", "S301"),
+    ("import marshal\nmarshal.load(x)", "S302"),
+    ("import shelve\nshelve.open(x)", "S301"),
+    ("import dill", "TID251"),
+    ("import cloudpickle", "TID251"),
+    ("from joblib import load", "TID251"),
+    ("import torch\ntorch.load(x)", "TID251"),
+    ("from torch import load as open_it\nopen_it(x)", "TID251"),
+    ("import pandas as pd\npd.read_pickle(x)", "S301"),
+    ("import yaml\nyaml.load(x)", "S506"),
+    ("import os\nos.system('x')", "S605"),
+    ("import os as o\no.system('x')", "S605"),
+    ("from os import system\nsystem('x')", "S605"),
+    ("import subprocess as s\ns.getoutput('x')", "S605"),
+    ("import subprocess\nsubprocess.run(x, shell=True)", "S602"),
+]
+
+
+@pytest.mark.parametrize("folder", ["utils", "tools", "benchmarks", "data", "notebooks"])
+def test_ruff_finds_the_other_dangers_in_every_folder(folder):
+    text = "\n".join(source for source, _ in FOUND_BY_RUFF)
+    command = [sys.executable, "-m", "ruff", "check", "--no-cache", "--output-format", "concise", "--stdin-filename"]
+    done = subprocess.run([*command, f"{folder}/x.py", "-"], cwd=ROOT, input=text, capture_output=True, text=True)
+    found = set(re.findall(r"x\.py:(\d+):\d+: (\w+) ", done.stdout))
+    end = 0
+    for source, rule in FOUND_BY_RUFF:
+        begin, end = end, end + source.count("\n") + 1
+        assert any((str(line), rule) in found for line in range(begin + 1, end + 1)), source
 
 
 def secrets(text):

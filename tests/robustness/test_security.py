@@ -50,7 +50,7 @@ def test_a_pickled_model_is_refused_and_stays_closed(model, tmp_path):
     message = refusal(model_files.check_model, str(model))
     assert f"{model}: pytorch_model.bin can run code when it is opened; get the model in the safetensors" in message
     assert not canary.exists()
-    with pytest.raises(Exception, match="(?i)weights.only"):  # and the stack of today does not run it either
+    with pytest.raises(Exception, match=r"(?i)weights.only"):  # and the stack of today does not run it either
         AutoModelForSequenceClassification.from_pretrained(model)
     assert not canary.exists()
     torch.load(model / "pytorch_model.bin", weights_only=False)  # the test could fail: the payload works

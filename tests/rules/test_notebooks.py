@@ -136,7 +136,7 @@ def profile_table(path):
     sources = [check_notebooks.python_of(cell) for cell in check_notebooks.cells_of(read(path))]
     source = next(source for source in sources if "PROFILES = " in source)
     space = {"PROFILE": "tiny", "OVERRIDES": {}}
-    exec(source, space)  # noqa: S102  (the notebook's own, committed code)
+    exec(source, space)  # the notebook's own, committed code
     return space["PROFILES"], space["profiles"].select
 
 
@@ -162,7 +162,7 @@ def test_every_profile_makes_training_arguments(path, profile, tmp_path):
     for call in calls:
         call.keywords.append(ast.keyword("use_cpu", ast.Constant(True)))
         expression = ast.fix_missing_locations(ast.Expression(call))
-        args = eval(compile(expression, path.name, "eval"), space)  # noqa: S307  (the notebook's own code)
+        args = eval(compile(expression, path.name, "eval"), space)  # the notebook's own code
         assert args.learning_rate == run.learning_rate
 
 

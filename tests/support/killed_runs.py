@@ -40,7 +40,9 @@ from transformers import (
 from utils import training
 from utils.training import checkpoints
 
-STEPS, SAVE, FILES = 22, 5, 6  # an epoch has 8 steps; the weights, four of torch.save, and trainer_state.json
+STEPS = 22  # an epoch has 8
+SAVE = 5  # steps between two checkpoints
+FILES = 6  # of a checkpoint: the weights, four of torch.save, and trainer_state.json
 TOKENIZER = Path(__file__).resolve().parents[2] / "data" / "models" / "tiny-bert"
 TIMES = ("runtime", "per_second", "total_flos", "train_loss")
 
@@ -53,7 +55,8 @@ class Die(TrainerCallback):
     """kill -9 of this very process at a moment of a step."""
 
     def __init__(self, step, moment):
-        self.step, self.moment = step, moment
+        self.step = step
+        self.moment = moment
 
     def on_event(self, args, state, control, moment, **kwargs):
         if moment == self.moment and state.global_step == self.step:
@@ -71,7 +74,8 @@ def die_in_save(folder, number, half):
 
     def patched(write, place):
         def wrapper(*args, **kwargs):
-            done, path = write(*args, **kwargs), Path(str(args[place]))
+            done = write(*args, **kwargs)
+            path = Path(str(args[place]))
             if path.parent == folder:
                 written.append(path)
                 if len(written) == number:
@@ -87,51 +91,60 @@ def die_in_save(folder, number, half):
     TrainerState.save_to_json = patched(TrainerState.save_to_json, 1)
 
 
-def die_before(folder, number, half):
-    """kill -9 when file `number` of `folder` is about to be written; `half`: then the newest one is only half there.
+class DieBefore(TrainerCallback):
+    """kill -9 when file `number` of `folder` is about to be written, or, after the last one, in on_save.
 
-    Returns a callback, in whose on_save all files are there, and a list that grows by one at each of these moments.
+    half: then the newest file is only half there. `moments` counts the times when the process might have been killed.
     """
-    moments = []
 
-    def moment(*args, **kwargs):
-        moments.append(len(moments) + 1)
-        if moments[-1] == number:
-            newest = max(folder.iterdir(), key=lambda path: path.stat().st_mtime_ns, default=None)
-            if half and newest:
-                os.truncate(newest, newest.stat().st_size // 2)
-            os.kill(os.getpid(), signal.SIGKILL)
+    def __init__(self, folder, number, half):
+        self.folder = folder
+        self.number = number
+        self.half = half
+        self.moments = 0
+        torch.save = self.before(torch.save)
+        peft.peft_model.safe_save_file = self.before(peft.peft_model.safe_save_file)
+        fast = transformers.PreTrainedTokenizerFast
+        fast.save_pretrained = self.before(fast.save_pretrained)
+        sys.addaudithook(self.on_audit)
 
-    def before(write):  # what no Python of its own opens a file for
+    def before(self, write):
+        """`write`, for which no Python of its own opens a file, so that the audit hook does not see it."""
+
         def wrapper(*args, **kwargs):
-            if any(folder in (path := Path(str(arg)), path.parent) for arg in args[:2]):
-                moment()
+            paths = [Path(str(argument)) for argument in args[:2]]
+            if any(self.folder in (path, path.parent) for path in paths):
+                self.moment()
             return write(*args, **kwargs)
 
         return wrapper
 
-    def opened(event, args):
-        if event == "open" and isinstance(args[0], str) and (args[1] or "r")[0] in "wax":
-            moment() if Path(args[0]).parent == folder else None
+    def on_audit(self, event, args):
+        if event != "open" or not isinstance(args[0], str):
+            return
+        path, mode = Path(args[0]), args[1] or "r"
+        if mode[0] in "wax" and path.parent == self.folder:
+            self.moment()
 
-    torch.save, peft.peft_model.safe_save_file = before(torch.save), before(peft.peft_model.safe_save_file)
-    fast = transformers.PreTrainedTokenizerFast
-    fast.save_pretrained = before(fast.save_pretrained)
-    sys.addaudithook(opened)
+    def on_save(self, args, state, control, **kwargs):
+        if state.global_step == int(self.folder.name.removeprefix("checkpoint-")):
+            self.moment()
 
-    class Saved(TrainerCallback):
-        def on_save(self, args, state, control, **kwargs):
-            if state.global_step == int(folder.name[11:]):
-                moment()
+    def moment(self):
+        self.moments += 1
+        if self.moments != self.number:
+            return
+        newest = max(self.folder.iterdir(), key=lambda path: path.stat().st_mtime_ns, default=None)
+        if self.half and newest:
+            os.truncate(newest, newest.stat().st_size // 2)
+        os.kill(os.getpid(), signal.SIGKILL)
 
-    return Saved(), moments
 
-
-def adapter_moments(place):
-    """How many moments die_before knows in a save of an adapter, its tokenizer and the states."""
-    saved, moments = die_before(place / "checkpoint-10", 0, False)
-    train(place, callbacks=[saved], adapter=True)
-    return moments
+def adapter_moments(folder):
+    """How many moments DieBefore knows in a save of an adapter, its tokenizer and the states."""
+    counter = DieBefore(folder / "checkpoint-10", 0, False)
+    train(folder, callbacks=[counter], adapter=True)
+    return counter.moments
 
 
 def make(folder, callbacks=(), adapter=False, **changes):
@@ -142,17 +155,37 @@ def make(folder, callbacks=(), adapter=False, **changes):
     tokenizer = None
     if adapter:
         lora = peft.LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query"], lora_dropout=0.1)
-        model, tokenizer = peft.get_peft_model(model, lora), transformers.AutoTokenizer.from_pretrained(TOKENIZER)
+        model = peft.get_peft_model(model, lora)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(TOKENIZER)
     rows = Dataset.from_dict(
         {"input_ids": [[1, 2, 3 + i % 50] for i in range(32)], "labels": [i % 2 for i in range(32)]}
     )
-    options = dict(max_steps=STEPS, per_device_train_batch_size=2, gradient_accumulation_steps=2, learning_rate=1e-3)
-    options |= dict(save_steps=SAVE, eval_steps=SAVE, eval_strategy="steps", logging_steps=1, save_total_limit=2)
-    options |= dict(load_best_model_at_end=True, metric_for_best_model="loss", report_to=[], disable_tqdm=True)
-    options |= dict(use_cpu=True, restore_callback_states_from_checkpoint=True)
-    args = TrainingArguments(folder, **options | changes)
-    data = dict(train_dataset=rows, eval_dataset=rows.select(range(8)), processing_class=tokenizer)
-    trainer = LessonTrainer(model, args, **data, callbacks=[*callbacks], data_collator=default_data_collator)
+    options = {
+        "max_steps": STEPS,
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 2,
+        "learning_rate": 1e-3,
+        "save_steps": SAVE,
+        "eval_steps": SAVE,
+        "eval_strategy": "steps",
+        "logging_steps": 1,
+        "save_total_limit": 2,
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "loss",
+        "report_to": [],
+        "disable_tqdm": True,
+        "use_cpu": True,
+        "restore_callback_states_from_checkpoint": True,
+    }
+    trainer = LessonTrainer(
+        model,
+        TrainingArguments(folder, **(options | changes)),
+        train_dataset=rows,
+        eval_dataset=rows.select(range(8)),
+        processing_class=tokenizer,
+        callbacks=list(callbacks),
+        data_collator=default_data_collator,
+    )
     trainer.model_accepts_loss_kwargs = False  # the loss is a mean over its rows
     return trainer
 
@@ -181,7 +214,8 @@ def train(folder, resume=False, callbacks=(), patience=9, cold=False, **changes)
 def forked(work):
     """What `work` returns in a fork, or {"died": exit code}, or {"error": traceback}."""
     read, write = os.pipe()
-    if (child := os.fork()) == 0:
+    child = os.fork()
+    if child == 0:
         try:
             text = json.dumps(work())
         except BaseException:
@@ -211,63 +245,115 @@ def disk_full(folder):
 
 
 def freed(folder, **changes):
+    """The disk has room again."""
     (folder / "checkpoint-10" / "optimizer.pt").unlink()
     return train(folder, resume=True)
 
 
 def without_states(folder, cold=False):
+    """Somebody has deleted the states of a checkpoint."""
     for name in ("optimizer.pt", "rng_state.pth"):
         (folder / "checkpoint-10" / name).unlink(missing_ok=True)
     return train(folder, resume=True, cold=cold)
 
 
+def fresh(*callbacks, **changes):
+    """A first run, as a function of its folder."""
+    return functools.partial(train, callbacks=callbacks, **changes)
+
+
+def again(**changes):
+    """The run that goes on in the same folder."""
+    return functools.partial(train, resume=True, **changes)
+
+
+def die_in_file(folder, number, half):
+    """A run that is killed in its save of step 10."""
+    die_in_save(folder / "checkpoint-10", number, half)
+    return train(folder)
+
+
+def die_in_adapter(folder, number, half):
+    """A run of an adapter that is killed in its save of step 10."""
+    return train(folder, callbacks=[DieBefore(folder / "checkpoint-10", number, half)], adapter=True)
+
+
+def killed_at_a_step(every):
+    """{case: first run, second run}: killed at the end of a step, and at other moments of step 10."""
+    cases = {}
+    for step in range(1, STEPS + 1) if every else (4, 9, 10, 11, 22):
+        cases[f"step {step}"] = (fresh(Die(step, "end")), again())
+    for moment in ("begin", "backward", "save"):
+        cases[f"{moment} 10"] = (fresh(Die(10, moment)), again())
+    return cases
+
+
+def killed_in_a_file(every):
+    """{case: first run, second run}: killed when a file of a checkpoint is there, or half of it."""
+    cases = {}
+    for number in range(1, FILES + 1):
+        halves = (number % 2 == 1,)
+        if every or number == FILES:
+            halves = (True, False)
+        for half in halves:
+            first = functools.partial(die_in_file, number=number, half=half)
+            cases[f"file {number} {'half' if half else 'whole'}"] = (first, again())
+    return cases
+
+
+def killed_in_a_file_of_an_adapter(every, last):
+    """{case: first run, second run}: killed before a file of an adapter's checkpoint, of which there are `last` - 1."""
+    cases = {"adapter, uninterrupted": (fresh(adapter=True), again(adapter=True))}
+    for number in range(1, last + 1):
+        if every:
+            halves = (True, False)
+        elif number == last:
+            halves = (False,)
+        elif number % 4 == 0:
+            halves = (True,)
+        else:
+            halves = ()
+        for half in halves:
+            first = functools.partial(die_in_adapter, number=number, half=half)
+            name = f"adapter, {'half ' if half else ''}before file {number} of {last - 1}"
+            cases[name] = (first, again(adapter=True))
+    return cases
+
+
+def killed_with_rows_by_length():
+    """{case: first run, second run}: killed in each epoch, where rows of like length stand together."""
+    changes = {"train_sampling_strategy": "group_by_length"}
+    cases = {"by length, uninterrupted": (fresh(**changes), again(**changes))}
+    for step in (4, 9, 11, 17, 22):
+        cases[f"by length, step {step}"] = (fresh(Die(step, "end"), **changes), again(**changes))
+    return cases
+
+
 def main(folder, every):
     """Each case: a first run, which dies in most of them, and what a second one in the same folder becomes."""
-    again, place = functools.partial(train, resume=True), folder / "run"
-    early = dict(patience=1, learning_rate=0.0)
+    place = folder / "run"
+    early = {"patience": 1, "learning_rate": 0.0}
     cases = {
-        "uninterrupted": (train, again),
-        "stopped early": (lambda p: train(p, **early), lambda p: again(p, **early)),
+        "uninterrupted": (fresh(), again()),
+        "stopped early": (fresh(**early), again(**early)),
+        "disk full": (disk_full, freed),
+        "without states": (fresh(Die(11, "end")), without_states),
+        "without states, cold": (fresh(Die(11, "end")), functools.partial(without_states, cold=True)),
+        "Trainer alone, broken": (functools.partial(die_in_file, number=3, half=True), alone),
+        "Trainer alone, ended": (fresh(), alone),
     }
-    for step in range(1, STEPS + 1) if every else (4, 9, 10, 11, 22):
-        cases[f"step {step}"] = (lambda p, step=step: train(p, callbacks=[Die(step, "end")]), again)
-    for moment in ("begin", "backward", "save"):
-        cases[f"{moment} 10"] = (lambda p, moment=moment: train(p, callbacks=[Die(10, moment)]), again)
-    for number in range(1, FILES + 1):
-        for half in (True, False) if every or number == FILES else [number % 2 == 1]:
-
-            def broken(p, number=number, half=half):
-                die_in_save(p / "checkpoint-10", number, half)
-                return train(p)
-
-            cases[f"file {number} {'half' if half else 'whole'}"] = (broken, again)
-    whole = dict(adapter=True)
-    cases["adapter, uninterrupted"] = (lambda p: train(p, **whole), lambda p: again(p, **whole))
-    last = len(forked(lambda: adapter_moments(place)))
-    for number in range(1, last + 1):
-        for half in (True, False) if every else [False] * (number == last) or [True] * (number % 4 == 0):
-
-            def killed(p, number=number, half=half):
-                return train(p, callbacks=[die_before(p / "checkpoint-10", number, half)[0]], **whole)
-
-            name = f"adapter, {'half ' if half else ''}before file {number} of {last - 1}"
-            cases[name] = (killed, lambda p: again(p, **whole))
-    by_length = dict(train_sampling_strategy="group_by_length")
-    cases["by length, uninterrupted"] = (lambda p: train(p, **by_length), lambda p: again(p, **by_length))
-    for step in (4, 9, 11, 17, 22):  # in all epochs
-        dies = functools.partial(train, callbacks=[Die(step, "end")], **by_length)
-        cases[f"by length, step {step}"] = (dies, lambda p: again(p, **by_length))
-    cases["disk full"] = (disk_full, freed)
-    cases["without states"] = (cases["step 11"][0], without_states)
-    cases["without states, cold"] = (cases["step 11"][0], lambda p: without_states(p, cold=True))
-    cases["Trainer alone, broken"] = (cases["file 3 half"][0], alone)
-    cases["Trainer alone, ended"] = (train, alone)
-    found = {}
+    cases |= killed_at_a_step(every)
+    cases |= killed_in_a_file(every)
+    cases |= killed_in_a_file_of_an_adapter(every, forked(functools.partial(adapter_moments, place)))
+    cases |= killed_with_rows_by_length()
+    results = {}
     for name, (first, second) in cases.items():
         for old in (place, folder / "run-earlier"):
             shutil.rmtree(old, ignore_errors=True)
-        found[name] = [forked(lambda first=first: first(place)), forked(lambda second=second: second(place))]
-    (folder / "results.json").write_text(json.dumps(found))
+        first_result = forked(functools.partial(first, place))
+        second_result = forked(functools.partial(second, place))
+        results[name] = [first_result, second_result]
+    (folder / "results.json").write_text(json.dumps(results))
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ def page(name):
 
 
 def test_a_table_goes_between_its_marks_only(monkeypatch, tmp_path):
-    with pytest.raises(ValueError, match="docs/index.md: the comments <!-- nowhere:begin"):
+    with pytest.raises(ValueError, match=r"docs/index\.md: the comments <!-- nowhere:begin"):
         tables.put_into_page("docs/index.md", "nowhere", "| a |")
     monkeypatch.setattr(tables.paths, "ROOT", tmp_path)
     text = "above\n<!-- here:begin (a program) -->\n{}<!-- here:end -->\nbelow\n"
@@ -150,7 +150,7 @@ def test_the_set_ups_are_those_of_the_memory_receipts():
             receipt["held_out"],
         )
         assert setup.settings == receipt["settings"], name
-        config, model_class = measure.configuration_of(setup)
+        _, model_class = measure.configuration_of(setup)
         assert ("num_labels" in setup.settings) == ("Classification" in model_class.__name__)
         rows = measure.synthetic_rows(setup, 2)
         assert [len(row["input_ids"]) for row in rows] == 2 * [setup.settings["length"]]

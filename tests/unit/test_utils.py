@@ -175,7 +175,7 @@ def test_the_cost_of_a_training(model, tmp_path):
     [({"unknown": 1}, TypeError), ({"costs": {"unknown": 1}}, TypeError), ({"after": math.nan}, ValueError)],
 )
 def test_results_refuse_what_is_not_in_the_contract(tmp_path, changes, error):
-    with pytest.raises(error, match="unknown|JSON compliant"):
+    with pytest.raises(error, match=r"unknown|JSON compliant"):
         results.write(tmp_path, **record(**changes))
     assert list(tmp_path.iterdir()) == []
 

@@ -30,7 +30,7 @@ class Writer:
         inside = [f" {sentence}" for sentence in sentences]  # as in a text, behind another
         counts = [len(ids) for ids in tokenizer(inside, add_special_tokens=False)["input_ids"]]
         self.sentences = list(zip(sentences, counts, strict=True))
-        self.random = random.Random(seed)  # noqa: S311  (rows that come out the same again)
+        self.random = random.Random(seed)
         self.lengths = {}
 
     def text(self, kind, words, spread):
