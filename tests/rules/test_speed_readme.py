@@ -118,3 +118,19 @@ def test_what_did_not_pay_is_what_the_receipts_say():
     assert f"{unpacked[ratio]} of the time, for {unpacked['peak GiB']} instead of {lesson['peak GiB']} GiB" in text
     assert "{} and {} times as long".format(*blocks) in text
     assert f"{each_length[ratio]} of the time, but 15 to 20 s" in text
+
+
+def test_the_table_of_graphed_callables_is_that_of_its_receipt():
+    receipt = json.loads((RECEIPTS / "graphed_callables_h200.json").read_text("utf-8"))
+    table = README.split("| QLoRA, random weights")[1].split("\n\n")[0].splitlines()[2:]
+    expected = []
+    for ways in receipt["set_ups"].values():
+        for numbers in ways.values():
+            cells = (
+                numbers["ms a step (median)"],
+                f"{numbers['peak reserved GiB, 4 shapes']} GiB",
+                f"{numbers['reserved GiB after forget']} GiB",
+            )
+            expected.append(" | ".join(map(str, cells)))
+    assert [row.split(" | ", 2)[2].removesuffix(" |") for row in table] == expected
+    assert len(expected) == 6
