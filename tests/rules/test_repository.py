@@ -161,7 +161,7 @@ def test_the_front_page_promises_the_cards_that_the_receipts_hold():
     full = next(line for line in lines if "| `full` |" in line)
     sizes = cards_of_the_receipts("full").values()
     assert f"{min(sizes)} to {max(sizes)} GB" in full
-    assert f"{max(cards_of_the_receipts('full', smallest=True).values())} GB is enough for each" in full
+    assert f"each fits {max(cards_of_the_receipts('full', smallest=True).values())} GB" in full
 
 
 def test_the_results_of_the_readme_are_those_of_the_rendered_copies():
