@@ -339,7 +339,7 @@ def test_the_probe_caps_the_card_and_sees_peaks_before_they_are_reset(monkeypatc
     hooks["pre_run_cell"](None)
     assert calls == [0.25]
     peak["allocated"] = 7
-    card.reset_peak_memory_stats()  # as meter.measure does
+    card.reset_peak_memory_stats()  # as the Meter does
     peak["allocated"] = 3
     hooks["post_run_cell"](SimpleNamespace(execution_count=4))
     cell = json.loads((tmp_path / "record.json").read_text())["cells"][0]
