@@ -26,6 +26,14 @@ from utils.speed import cuda_graphs, flash, last_token, t5_bias
 MODELS = ROOT / "data" / "models"
 
 
+@pytest.fixture(autouse=True)
+def forget_the_stream():
+    """The stream of all captures is kept for the whole process; here it is a stand-in that no other test may meet."""
+    cuda_graphs._capture_stream.cache_clear()
+    yield
+    cuda_graphs._capture_stream.cache_clear()
+
+
 def tiny_t5(attention="sdpa"):
     model = AutoModelForSeq2SeqLM.from_pretrained(MODELS / "tiny-t5", attn_implementation=attention, dropout_rate=0.0)
     return model.train()

@@ -14,6 +14,14 @@ from utils.errors import CourseError
 from utils.speed import cuda_graphs
 
 
+@pytest.fixture(autouse=True)
+def forget_the_stream():
+    """The stream of all captures is kept for the whole process; here it is a stand-in that no other test may meet."""
+    cuda_graphs._capture_stream.cache_clear()
+    yield
+    cuda_graphs._capture_stream.cache_clear()
+
+
 @pytest.fixture
 def captures(monkeypatch):
     """One (shape of the batch, pool) for each capture, on a machine that is taken for one with a GPU."""
