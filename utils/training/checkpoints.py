@@ -99,20 +99,12 @@ def check_same_run(checkpoint, settings):
     for name in names:
         before = earlier.get(name)
         now = settings.get(name)
-        if name in STACK:
-            before = without_build(before)
-            now = without_build(now)
         if before != now:
             changed.append(f"{name} was {before!r} and is {now!r}")
     if changed:
         remedy = f"change it back, or set resume_from_checkpoint to False; to go on all the same, delete {RUN}"
         difference = f"another run made these checkpoints: {first_ten(changed)}"
         raise CourseError(f"{checkpoint.parent}: {difference}; {remedy}.")
-
-
-def without_build(version):
-    """A version without the name of its build: 2.13.0 of 2.13.0+cu130. None, for a missing package, stays None."""
-    return None if version is None else version.partition("+")[0]
 
 
 def clear(folder):
