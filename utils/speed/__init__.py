@@ -7,6 +7,7 @@ asked for, so that importing this package costs nothing.
 import contextlib
 
 from utils.errors import CourseError, closest
+from utils.training.hooks import ForwardHookCallback
 
 # Each of these decides how the layers of a model run, so only one of them can be on.
 ONE_OF = ("compiled_layers", "compiled_checkpoints", "cuda_graphs", "compiled_graphs")
@@ -19,7 +20,8 @@ def apply(model, names):
     names: a list of names out of LEVERS, in any order.
     Returns a contextlib.ExitStack. Its end as a context manager, or its close(), takes everything back. Keep it as
     long as the levers should work: when nobody holds it any more, Python takes everything back, too.
-    A lever that this machine or this architecture has no use for is left out, and the line says so.
+    A lever that this machine or this architecture has no use for is left out, and the line says so. One that replaces a
+    part of the model has to prove first, on this very model, that the answers stay the same (see proof.py).
     Raises CourseError for an unknown name, and for two levers that exclude each other.
     """
     if isinstance(names, str):
@@ -33,7 +35,7 @@ def apply(model, names):
             if name not in names:
                 continue
             try:
-                stack.enter_context(lever(base))
+                stack.enter_context(_proved(lever, base) if name in REPLACE_A_PART else lever(base))
             except NotHereError as reason:
                 not_on.append(f"{name} ({reason})")
             else:
@@ -45,6 +47,19 @@ def apply(model, names):
     return levers
 
 
+@contextlib.contextmanager
+def _proved(lever, base):
+    """The lever, if the model answers the same with it as without it; raises NotHereError otherwise."""
+    from utils.speed import proof
+
+    without = proof.outputs(base)
+    with lever(base):
+        difference = proof.difference(without, proof.outputs(base))
+        if not difference <= proof.tolerance(base):
+            raise NotHereError(f"with it this model answers differently: by {difference:.1%}")
+        yield
+
+
 def _check(names):
     for name in names:
         if name not in LEVERS:
@@ -54,6 +69,32 @@ def _check(names):
     if len(exclusive) > 1:
         remedy = 'name one of them ("compiled_graphs" are CUDA graphs of compiled layers)'
         raise CourseError(f"speed: {' and '.join(exclusive)} exclude each other; {remedy}.")
+
+
+class DuringTraining(ForwardHookCallback):
+    """Callback of Trainer that applies levers when a training begins and takes them back when it ends.
+
+    names: as `apply` takes them; an empty list does nothing. Raises CourseError, already here, for an unknown name and
+    for two levers that exclude each other.
+    """
+
+    def __init__(self, names):
+        _check(names)
+        self.names = names
+
+    def add_hook(self, model):
+        """Applies the levers; what it returns takes them back with `remove()`."""
+        return _Applied(apply(model, self.names))
+
+
+class _Applied:
+    """Levers that are on, with the method that torch's handles of hooks have."""
+
+    def __init__(self, levers):
+        self.levers = levers
+
+    def remove(self):
+        self.levers.close()
 
 
 class NotHereError(Exception):
@@ -149,6 +190,9 @@ LEVERS = {
     "cuda_graphs": _cuda_graphs,
     "compiled_graphs": _compiled_graphs,
 }
+
+# These put something else in the place of a part of the model, so they are proved before they are applied.
+REPLACE_A_PART = ("shared_position_bias", "flash_attention", "last_token", "no_padding_mask")
 
 
 # ---- what they need
