@@ -6,6 +6,7 @@ import time
 
 import bitsandbytes.functional as bnb_functional
 import pytest
+import random_models
 import torch
 from conftest import ROOT
 
@@ -198,6 +199,30 @@ def test_it_leaves_figures_and_no_noise(lesson_00):
         assert (lesson_00.folder / name).stat().st_size > 1000
     outputs = [output for cell in lesson_00.notebook["cells"] for output in cell.get("outputs", [])]
     assert [output["text"] for output in outputs if output.get("name") == "stderr"] == []
+
+
+@pytest.mark.parametrize("family", ["distilbert", "roberta", "deberta-v2", "modernbert"])
+def test_another_encoder_is_one_id(family, run_cells, tmp_path):
+    """Random weights: all sections that look at the reader's own model run to their end, the planner's left out."""
+    texts = [json.loads(line)["text"] for line in (ROOT / "data/driver_intent/train.jsonl").open()]
+    folder = random_models.encoder(family, tmp_path / family, texts)
+    notebook = json.loads(NOTEBOOK.read_text(encoding="utf-8"))
+    cells, keep = [], True
+    for cell in notebook["cells"]:
+        first_line = cell["source"][0]
+        if first_line.startswith(("## 2", "## Recap")):
+            keep = False
+        elif first_line.startswith("## 5"):
+            keep = True
+        if keep:
+            cells.append(cell)
+    notebook["cells"] = cells
+    short = tmp_path / NOTEBOOK.name
+    short.write_text(json.dumps(notebook), encoding="utf-8")
+    done = run_cells(short, {"model_id": str(folder), "num_train_epochs": 1})
+    assert done.code == 0, done.text
+    assert "8 bits: 200 of 200 answers as in float32" in done.text or "8 bits: 19" in done.text
+    assert json.loads((done.folder / "tuned" / "config.json").read_text())["model_type"] == family
 
 
 def test_solutions_run(run_cells):
