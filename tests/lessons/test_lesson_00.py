@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 import time
 
 import bitsandbytes.functional as bnb_functional
@@ -201,7 +202,7 @@ def test_it_leaves_figures_and_no_noise(lesson_00):
     assert [output["text"] for output in outputs if output.get("name") == "stderr"] == []
 
 
-@pytest.mark.parametrize("family", ["distilbert", "roberta", "deberta-v2", "modernbert"])
+@pytest.mark.parametrize("family", ["distilbert", "deberta-v2", "modernbert"])
 def test_another_encoder_is_one_id(family, run_cells, tmp_path):
     """Random weights: all sections that look at the reader's own model run to their end, the planner's left out."""
     texts = [json.loads(line)["text"] for line in (ROOT / "data/driver_intent/train.jsonl").open()]
@@ -221,7 +222,7 @@ def test_another_encoder_is_one_id(family, run_cells, tmp_path):
     short.write_text(json.dumps(notebook), encoding="utf-8")
     done = run_cells(short, {"model_id": str(folder), "num_train_epochs": 1})
     assert done.code == 0, done.text
-    assert "8 bits: 200 of 200 answers as in float32" in done.text or "8 bits: 19" in done.text
+    assert re.search(r"8 bits: (19\d|200) of 200 answers as in float32", done.text)
     assert json.loads((done.folder / "tuned" / "config.json").read_text())["model_type"] == family
 
 
