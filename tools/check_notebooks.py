@@ -36,16 +36,19 @@ SECTIONS = [
 OTHER_SECTIONS = {  # of lessons that train nothing
     "00_will_it_fit": [
         "Profiles",
-        "1 Four bits by hand",
-        "2 Scales of scales",
-        "3 What the rounding costs",
-        "4 LoRA by hand",
-        "5 What the optimizer keeps",
-        "6 The planner",
-        "7 Which card?",
+        "1 What the words mean",
+        "2 A plan by hand",
+        "3 The planner",
+        "4 Which card?",
+        "5 LoRA by hand",
+        "6 What the optimizer keeps",
+        "7 Four bits by hand",
+        "8 What the rounding costs",
         "Recap",
         "Exercises",
         "Next, and references",
+        "Appendix A: a width that some CPUs get wrong",
+        "Appendix B: scales of scales, by hand",
     ],
 }
 FORBIDDEN_FUNCTIONS = {"eval", "exec", "compile", "__import__", "open"}  # model.eval() is another thing

@@ -2,10 +2,12 @@
 
 import ast
 import json
+import re
 import time
 
 import bitsandbytes.functional as bnb_functional
 import pytest
+import random_models
 import torch
 from conftest import ROOT
 
@@ -83,7 +85,7 @@ def test_by_hand_the_width_of_a_row_does_not_matter(hand, width):
 
 def test_it_runs_in_time_and_follows_the_contract(lesson_00):
     record = lesson_00.results
-    assert lesson_00.seconds < 60, "25 on two idle cores"
+    assert lesson_00.seconds < 90, "40 on two idle cores"
     assert list(record) == results.KEYS
     assert (record["lesson"], record["metric"], record["higher_is_better"]) == (NOTEBOOK.stem, "nf4_error", False)
     assert record["n_eval"] == 1_000_000
@@ -93,8 +95,8 @@ def test_it_runs_in_time_and_follows_the_contract(lesson_00):
 
 def test_bits_are_counted_and_equal_the_formula(lesson_00):
     bits = lesson_00.results["metrics"]["bits_per_parameter"]
-    assert bits["one level of scales"]["counted"] == 4.5
-    assert bits["scales of scales"]["counted"] == pytest.approx(4.127, abs=0.001)
+    assert bits["float32 scales"]["counted"] == 4.5
+    assert bits["8-bit scales"]["counted"] == pytest.approx(4.127, abs=0.001)
     for counted in bits.values():
         assert counted["counted"] == pytest.approx(counted["by formula"], abs=1e-4)
 
@@ -111,11 +113,73 @@ def test_the_plans_of_the_lesson_are_close_and_say_who_fits(lesson_00):
     metrics = lesson_00.results["metrics"]
     assert max(map(abs, metrics["planner_off_by"].values())) < 0.05
     batches = metrics["largest_batch"]
-    assert len(batches) == 25
-    assert batches["05 Gemma-2-9b · full, float32 weights"]["H200 141 GB"] == 0
-    assert batches["05 Gemma-2-9b · QLoRA, checkpointing"]["T4 16 GB"] > 0
+    assert len(batches) == 15
+    assert batches["Gemma-2-9b · full, float32 weights"]["H200 141 GB"] == 0
+    assert batches["Gemma-2-9b · QLoRA, checkpointing"]["T4 16 GB"] > 0
     for fits in batches.values():
         assert fits["RTX 3060 12 GB"] <= fits["T4 16 GB"] <= fits["A100 40 GB"] <= fits["H200 141 GB"]
+
+
+def test_what_the_text_says_of_the_plans_is_true(lesson_00):
+    """The surprise, its two causes and its cure; the numbers stand in the lesson's text."""
+    metrics = lesson_00.results["metrics"]
+    total = metrics["totals_gib"]
+    for model in ("BERT-base", "BERT-large"):
+        least = total[f"{model} · full, bfloat16, 8-bit AdamW"]
+        assert least < total[f"{model} · LoRA"] < total[f"{model} · QLoRA"]
+    for model in ("T5-3b", "Gemma-2-9b"):
+        assert total[f"{model} · QLoRA"] < total[f"{model} · LoRA"] < total[f"{model} · full, bfloat16, 8-bit AdamW"]
+    assert abs(total["OPT-1.3b · full, bfloat16, 8-bit AdamW"] - total["OPT-1.3b · QLoRA"]) < 0.1
+    for model in ("BERT-base", "BERT-large", "T5-3b", "OPT-1.3b", "Gemma-2-9b"):
+        assert 3 < total[f"{model} · QLoRA"] / total[f"{model} · QLoRA, checkpointing"] < 5.5
+    same = metrics["same_types"]
+    saved = {name: 1 - row["QLoRA: total"] / row["full: total"] for name, row in same.items()}
+    assert saved["as people start them"] < 0
+    assert saved["both under autocast"] == pytest.approx(0.06, abs=0.01)
+    assert saved["both in bfloat16 throughout"] == pytest.approx(0.23, abs=0.01)
+    copies = (
+        same["both under autocast"]["QLoRA: activations"] - same["both in bfloat16 throughout"]["QLoRA: activations"]
+    )
+    assert copies == pytest.approx(1.5, abs=0.05)
+
+
+def test_a_live_model_keeps_more_with_an_adapter_in_float32(lesson_00):
+    kept = lesson_00.results["metrics"]["kept_against_full"]
+    assert kept["LoRA"] > 1.5
+    assert kept["QLoRA"] == pytest.approx(kept["LoRA"], rel=0.01), "4 bits change nothing about activations"
+    assert kept["LoRA, adapter in bfloat16"] == pytest.approx(1, abs=0.05)
+
+
+def test_the_plan_by_hand_is_as_good_as_the_text_says(lesson_00):
+    off_by = lesson_00.results["metrics"]["by_hand_off_by"]
+    assert abs(off_by["full, bfloat16, 8-bit AdamW"]) < 0.1
+    assert abs(off_by["QLoRA"]) < 0.1
+    assert off_by["QLoRA, checkpointing"] == pytest.approx(-1 / 3, abs=0.05)
+
+
+def test_twice_the_alpha_moves_twice_as_far(lesson_00):
+    moved = lesson_00.results["metrics"]["output_moved_by"]
+    assert moved["r = 8, alpha = 16"] == pytest.approx(2 * moved["r = 8, alpha = 8"], rel=0.01)
+    assert moved["r = 8, alpha = 32"] == pytest.approx(4 * moved["r = 8, alpha = 8"], rel=0.01)
+    assert moved["r = 32, alpha = 32"] > moved["r = 8, alpha = 8"]
+
+
+def test_four_bits_leave_nearly_all_answers_and_two_bits_do_not(lesson_00):
+    metrics = lesson_00.results["metrics"]
+    n, answers, by_bits = metrics["n_answers"], metrics["answers"], metrics["answers_by_bits"]
+    assert n == 200
+    assert answers["float32"]["accuracy"] > 0.72, "0.80 in the rendered run; a model that learned nothing has 0.2"
+    assert answers["float32"]["same"] == n
+    for name in ("NF4", "NF4, 8-bit scales", "FP4"):
+        assert 0.94 * n < answers[name]["same"] <= n
+    assert answers["INT8"]["same"] >= n - 3
+    change = {name: row["logits changed by"] for name, row in answers.items()}
+    assert change["INT8"] < change["NF4"] < change["FP4"]
+    assert change["float32"] < 1e-5
+    assert by_bits["2"]["same"] < by_bits["3"]["same"] < by_bits["8"]["same"]
+    assert by_bits["2"]["same"] < 0.94 * n, "the comparison can fail"
+    for row in (*answers.values(), *by_bits.values()):
+        assert row["became right"] + row["became wrong"] <= n - row["same"]
 
 
 def test_what_else_the_lesson_measured(lesson_00):
@@ -123,7 +187,8 @@ def test_what_else_the_lesson_measured(lesson_00):
     assert metrics["table_difference"] < 1e-6
     assert len(metrics["identical"]) == 7
     assert all(case["codes"] and case["scales"] and case["weights back"] for case in metrics["identical"].values())
-    assert metrics["scale_codes_that_differ"] < 0.01 * 1024 * 1024 / 64
+    errors = metrics["double_quantization_error"]
+    assert errors["8-bit scales"] == pytest.approx(errors["float32 scales"], rel=0.01)
     assert metrics["optimizer"]["AdamW"]["matrix: bytes each"] == pytest.approx(8, abs=0.001)
     for name in ("AdamW8bit", "PagedAdamW8bit"):
         assert metrics["optimizer"][name]["matrix: bytes each"] == pytest.approx(2.03, abs=0.01)
@@ -131,10 +196,34 @@ def test_what_else_the_lesson_measured(lesson_00):
 
 
 def test_it_leaves_figures_and_no_noise(lesson_00):
-    for name in ("weights.png", "rounding_error.png"):
+    for name in ("weights.png", "rounding_error.png", "what_it_takes.png", "answers_by_bits.png"):
         assert (lesson_00.folder / name).stat().st_size > 1000
     outputs = [output for cell in lesson_00.notebook["cells"] for output in cell.get("outputs", [])]
     assert [output["text"] for output in outputs if output.get("name") == "stderr"] == []
+
+
+@pytest.mark.parametrize("family", ["distilbert", "deberta-v2", "modernbert"])
+def test_another_encoder_is_one_id(family, run_cells, tmp_path):
+    """Random weights: all sections that look at the reader's own model run to their end, the planner's left out."""
+    texts = [json.loads(line)["text"] for line in (ROOT / "data/driver_intent/train.jsonl").open()]
+    folder = random_models.encoder(family, tmp_path / family, texts)
+    notebook = json.loads(NOTEBOOK.read_text(encoding="utf-8"))
+    cells, keep = [], True
+    for cell in notebook["cells"]:
+        first_line = cell["source"][0]
+        if first_line.startswith(("## 2", "## Recap")):
+            keep = False
+        elif first_line.startswith("## 5"):
+            keep = True
+        if keep:
+            cells.append(cell)
+    notebook["cells"] = cells
+    short = tmp_path / NOTEBOOK.name
+    short.write_text(json.dumps(notebook), encoding="utf-8")
+    done = run_cells(short, {"model_id": str(folder), "num_train_epochs": 1})
+    assert done.code == 0, done.text
+    assert re.search(r"8 bits: (19\d|200) of 200 answers as in float32", done.text)
+    assert json.loads((done.folder / "tuned" / "config.json").read_text())["model_type"] == family
 
 
 def test_solutions_run(run_cells):
