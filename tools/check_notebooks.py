@@ -49,6 +49,7 @@ OTHER_SECTIONS = {  # of lessons that train nothing
     ],
 }
 FORBIDDEN_FUNCTIONS = {"eval", "exec", "compile", "__import__", "open"}  # model.eval() is another thing
+DRAWING = {"plots.show", "plots.length_histogram", "plots.learning_curve", "plots.reliability_diagram"}
 FORBIDDEN_METHODS = {"system", "popen", "is_available", "is_bf16_supported", "login"}
 
 
@@ -179,7 +180,119 @@ def broken_links(notebook, path):
     return faults
 
 
-RULES = [broken_cells, broken_metadata, broken_code, broken_headings, broken_links]
+def broken_training(notebook, path):
+    """The call that everybody looks for, `trainer.train(...)`, is the only statement of its cell."""
+    faults = []
+    for cell in cells_of(notebook):
+        statements = ast.parse(python_of(cell)).body
+        trains = [statement for statement in statements if trains_the_model(statement)]
+        if trains and len(statements) > 1:
+            faults.append("`trainer.train` does not stand alone in its cell")
+    return faults
+
+
+def trains_the_model(statement):
+    """Whether a statement calls `trainer.train` outside of a function."""
+    if isinstance(statement, ast.FunctionDef | ast.ClassDef):
+        return False
+    calls = [node for node in ast.walk(statement) if isinstance(node, ast.Call)]
+    return any(ast.unparse(call.func) == "trainer.train" for call in calls)
+
+
+def broken_settings(notebook, path):
+    """The table of profiles is one literal dict, a row a setting, and nothing is merged from dicts anywhere."""
+    faults = []
+    tables = []
+    for node in syntax_of(notebook):
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "SETTINGS":
+            tables.append(node.value)
+        if isinstance(node, ast.Call) and merges_a_dict(node):
+            faults.append(f"arguments out of a dict: {ast.unparse(node)[:60]}")
+    if is_lesson(path) and len(tables) != 1:
+        faults.append(f"{len(tables)} tables called SETTINGS, not one")
+    for table in tables:
+        is_literal = isinstance(table, ast.Dict) and all(isinstance(row, ast.Tuple) for row in table.values)
+        if not is_literal:
+            faults.append("SETTINGS is not a literal dict with a tuple a row")
+    return faults
+
+
+def merges_a_dict(call):
+    """Whether a call gets arguments by `**dict(...)` or `**(a | b)`, or changes an object by `vars(x).update(...)`."""
+    if ast.unparse(call.func).startswith("vars(") and called_name(call) == "update":
+        return True
+    unpacked = [keyword.value for keyword in call.keywords if keyword.arg is None]
+    return any(
+        isinstance(value, ast.BinOp | ast.Dict) or (isinstance(value, ast.Call) and called_name(value) == "dict")
+        for value in unpacked
+    )
+
+
+def broken_pictures(notebook, path):
+    """A figure and an image say in words what they show, and a figure has a sentence below it."""
+    faults = []
+    cells = notebook["cells"]
+    for number, cell in enumerate(cells):
+        if cell["cell_type"] == "markdown":
+            faults.extend(broken_images("".join(cell["source"])))
+        elif draws(cell):
+            if not alt_text(cell):
+                faults.append(f"a figure without alt text: {''.join(cell['source'])[:60]!r}")
+            followed_by_text = number + 1 < len(cells) and cells[number + 1]["cell_type"] == "markdown"
+            if "print(" not in "".join(cell["source"]) and not followed_by_text:
+                faults.append(f"a figure without a sentence below: {''.join(cell['source'])[:60]!r}")
+    return faults
+
+
+def draws(cell):
+    """Whether a code cell shows a figure: it calls a function of `plots` that saves one, outside of a function."""
+    for statement in ast.parse(python_of(cell)).body:
+        if isinstance(statement, ast.FunctionDef | ast.ClassDef):
+            continue
+        for node in ast.walk(statement):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in DRAWING:
+                return True
+    return False
+
+
+def alt_text(cell):
+    """The words for a figure of this cell, where MyST-NB reads them; an empty string if there are none."""
+    return cell["metadata"].get("mystnb", {}).get("image", {}).get("alt", "").strip()
+
+
+def broken_images(text):
+    """What is wrong with the images in a Markdown text: no words for one, or no file of this name."""
+    faults = []
+    for words, address in re.findall(r"!\[([^]]*)\]\(([^)]*)\)", text):
+        if not words.strip():
+            faults.append(f"an image without alt text: {address}")
+        if not address.startswith("https://") and not (ROOT / "notebooks" / address).is_file():
+            faults.append(f"there is no image {address}")
+    return faults
+
+
+def broken_words(notebook, path):
+    """A lesson does not quarrel with notebooks that its reader has not seen; docs/references.md has their place."""
+    faults = []
+    for cell in notebook["cells"]:
+        text = "".join(cell["source"])
+        for words in re.findall(r"published run|published recipe|as published|[Tt]he reference\b", text):
+            if "docs/references.md" not in text:
+                faults.append(f"{words!r} without a link to docs/references.md")
+    return faults
+
+
+RULES = [
+    broken_cells,
+    broken_metadata,
+    broken_code,
+    broken_headings,
+    broken_links,
+    broken_training,
+    broken_settings,
+    broken_pictures,
+    broken_words,
+]
 
 
 def broken_rules(path):

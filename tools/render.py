@@ -42,6 +42,12 @@ def clean(cell):
         output.get("data", {}).pop(WIDGET, None)
 
 
+def link_images(cell):
+    """Let a text name the images of the lessons from where its copy lies, one folder deeper."""
+    if cell["cell_type"] == "markdown":
+        cell["source"] = notebooks.text_of(cell).replace("](images/", "](../images/")
+
+
 def without_paths(text, out):
     """A text that names no folder of this machine: those of kernels are left out, three others get a short name."""
     text = re.sub(r"(?:/[\w.+-]+){1,8}?/ipykernel_\d+/", "", text)  # where a kernel pretends that a cell's file is
@@ -60,6 +66,7 @@ def render(path, out, target):
     for cell in notebook["cells"]:
         if notebooks.INJECTED not in cell["metadata"].get("tags", []):
             clean(cell)
+            link_images(cell)
             cells.append(cell)
     notebook["cells"] = cells
     title = next(cell for cell in cells if cell["cell_type"] == "markdown")

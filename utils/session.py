@@ -97,13 +97,15 @@ def facts():
 
 def report():
     """Prints one line: device, versions, whether the hub may be asked. Quiets progress bars and known warnings, and
-    sets Weights & Biases to its offline mode unless you chose one, so that nothing asks for a login."""
+    lets no experiment tracker ask for a login (see trackers.py)."""
     import datasets
     import torch
     import transformers
     from huggingface_hub import is_offline_mode
 
-    os.environ.setdefault("WANDB_MODE", "offline")
+    from utils import trackers
+
+    trackers.keep_offline()
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()  # its bars of loaded files; training keeps its own
     logging.getLogger("transformers.trainer").setLevel(logging.ERROR)

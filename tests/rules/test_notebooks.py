@@ -1,6 +1,7 @@
 """Static rules over every notebook's cells: what a reader relies on, and what full size needs to run unchanged."""
 
 import ast
+import itertools
 import json
 
 import pytest
@@ -8,6 +9,7 @@ from conftest import ROOT, notebooks
 
 from tools import check_notebooks, keyword_drift
 from tools.notebooks import read
+from utils import profiles
 
 SHARED = {"tokenize", "compute_metrics"}  # these two stand in every lesson, word for word alike
 ALL = notebooks()
@@ -52,6 +54,14 @@ def test_the_rules_are_those_of_all_notebooks():
         ("load(x, trust_remote_code=False)", "trust_remote_code"),
         ("load('../data')", "path"),
         ("address = 'https://github.com/somebody/something'", "another repository: somebody/something"),
+        ("before = 1\ntrainer.train(resume_from_checkpoint=None)", "does not stand alone"),
+        ("with graphs:\n    trainer.train()\nprint(1)", "does not stand alone"),
+        ("f(**dict(a=1))", "arguments out of a dict"),
+        ("f(**(a | {'b': 1}))", "arguments out of a dict"),
+        ("vars(args).update(b=1)", "arguments out of a dict"),
+        ("SETTINGS = {'a': (1, 2)}", "2 tables called SETTINGS"),
+        ("plots.show(figure, path)\nprint('what is seen')", "a figure without alt text"),
+        ("'as published'", "without a link to docs/references.md"),
     ],
 )
 def test_the_rules_find_what_they_forbid(tmp_path, source, word):
@@ -113,6 +123,43 @@ def test_the_rules_find_what_a_notebook_lacks(tmp_path, change, word):
     assert [fault for fault in check_notebooks.broken_rules(write(tmp_path, notebook)) if word in fault]
 
 
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("![](images/none.svg)", "an image without alt text: images/none.svg"),
+        ("![Boxes](images/none.svg)", "there is no image images/none.svg"),
+    ],
+)
+def test_an_image_needs_words_and_a_file(text, word):
+    assert word in check_notebooks.broken_images(text)
+
+
+def test_a_figure_needs_a_sentence_below_it():
+    figure = {"cell_type": "code", "metadata": {"mystnb": {"image": {"alt": "A line"}}}, "source": ["plots.show(f, p)"]}
+    text = {"cell_type": "markdown", "metadata": {}, "source": ["It rises."]}
+    assert check_notebooks.broken_pictures({"cells": [figure, text]}, None) == []
+    faults = check_notebooks.broken_pictures({"cells": [figure]}, None)
+    assert len(faults) == 1
+    assert faults[0].startswith("a figure without a sentence below")
+
+
+@pytest.mark.parametrize("path", [path for path in LESSONS if path.stem[0].isdigit()], ids=lambda path: path.stem)
+def test_every_rendered_figure_has_words(path):
+    """What the rule finds in the source by its call, found in the copy by its output."""
+    cells = read(path.parent / "rendered" / path.name)["cells"]
+    shown = 0
+    for number, cell in enumerate(cells):
+        kinds = {kind for output in cell.get("outputs", []) for kind in output.get("data", {})}
+        if not any(kind.startswith("image/") for kind in kinds):
+            continue
+        shown += 1
+        place = "".join(cell["source"])[:80]
+        assert check_notebooks.alt_text(cell), place
+        says = any(output["output_type"] == "stream" for output in cell["outputs"])
+        assert says or cells[number + 1]["cell_type"] == "markdown", place
+    assert shown > 0
+
+
 def test_the_command_prints_a_line_for_each_fault(tmp_path, capsys):
     assert check_notebooks.main([str(LESSONS[0])]) == 0
     assert capsys.readouterr().out == ""
@@ -132,12 +179,12 @@ def test_no_function_body_is_written_twice():
 
 
 def profile_table(path):
-    """PROFILES of a notebook, computed by its own cell; `profiles.select` of it for each profile."""
+    """SETTINGS of a notebook, as {profile: {setting: value}}, from its own cell."""
     sources = [check_notebooks.python_of(cell) for cell in check_notebooks.cells_of(read(path))]
-    source = next(source for source in sources if "PROFILES = " in source)
+    source = next(source for source in sources if "SETTINGS = " in source)
     space = {"PROFILE": "tiny", "OVERRIDES": {}}
     exec(source, space)  # the notebook's own, committed code
-    return space["PROFILES"], space["profiles"].select
+    return profiles.table(space["SETTINGS"])
 
 
 def training_arguments(path):
@@ -150,17 +197,18 @@ def training_arguments(path):
 
 
 @pytest.mark.parametrize("path", LESSONS, ids=LESSON_IDS)
-@pytest.mark.parametrize("profile", ["tiny", "colab", "full"])
-def test_every_profile_makes_training_arguments(path, profile, tmp_path):
+def test_every_profile_makes_training_arguments(path, tmp_path):
     """The very expression of the notebook, with the values of each profile."""
-    table, select = profile_table(path)
-    run = select(table, profile, {})
-    space = {config.__name__: config for config in keyword_drift.ARGUMENTS}
-    space.update(run=run, SEED=0, checkpoints=tmp_path, output_dir=tmp_path)
     calls = training_arguments(path)
     assert len(calls) == (0 if path.stem == "00_will_it_fit" else 1)
+    table = profile_table(path)
+    assert list(table)[:1] == ["tiny"]
     for call in calls:
         call.keywords.append(ast.keyword("use_cpu", ast.Constant(True)))
+    for profile, call in itertools.product(table, calls):
+        run = profiles.select(table, profile, {})
+        space = {config.__name__: config for config in keyword_drift.ARGUMENTS}
+        space.update(run=run, SEED=0, checkpoints=tmp_path, output_dir=tmp_path)
         expression = ast.fix_missing_locations(ast.Expression(call))
         args = eval(compile(expression, path.name, "eval"), space)  # the notebook's own code
         assert args.learning_rate == run.learning_rate
@@ -201,16 +249,6 @@ def test_drift_is_found(source, fault):
     count, faults = keyword_drift.drift(list(ast.walk(ast.parse(source))))
     assert count <= 1
     assert [text for text in faults if fault in text], faults
-
-
-def test_the_published_recipe_is_the_full_profile():
-    table, _ = profile_table(ROOT / "notebooks" / "01_bert_full_fine_tuning.ipynb")
-    full = table["full"]
-    assert (full["model_id"], full["num_train_epochs"], full["eval_steps"]) == ("google-bert/bert-base-uncased", 10, 10)
-    times = full["per_device_train_batch_size"] / 8  # published: batches of 8 at a rate of 3e-5
-    assert full["learning_rate"] == pytest.approx(3e-5 * times**0.5, rel=0.01), "the rate follows the root of the batch"
-    page = (ROOT / "notebooks" / "01_bert_full_fine_tuning.ipynb").read_text()
-    assert r"{\"per_device_train_batch_size\": 8, \"learning_rate\": 3e-5}" in page, "how to get it as published"
 
 
 @pytest.mark.slow  # the tests of the lessons run them with fewer steps

@@ -416,9 +416,10 @@ HANG = [
     ("PROFILE = 'tiny'\nOVERRIDES = {}\nOUTPUT_DIR = ''", ["parameters"]),
     (
         "from utils import memory, profiles\nfrom utils.paths import ROOT\n"
-        "one = dict(model_id='google-bert/bert-base-uncased', dataset_id=f'{ROOT}/data/driver_intent', max_length=9,\n"
+        "row = dict(model_id='google-bert/bert-base-uncased', dataset_id=f'{ROOT}/data/driver_intent', max_length=9,\n"
         "    text_column='text', label_column='label', per_device_train_batch_size=2, max_steps=-1)\n"
-        "PROFILES = {'tiny': one, 'full': one}\nrun = profiles.select(PROFILES, PROFILE, OVERRIDES)",
+        "SETTINGS = {name: (value,) * 3 for name, value in row.items()}\n"
+        "run = profiles.select(SETTINGS, PROFILE, OVERRIDES)",
         [],
     ),
     ("planned = memory.plan(run.model_id, batch=run.per_device_train_batch_size, length=9)\ntrainer = None", []),

@@ -59,9 +59,9 @@ def assignments(path):
 
 def profile_of(path, profile, overrides):
     """The settings of a profile with overrides, as a namespace: what the notebook's own cell makes of them."""
-    tables = [cell.source for cell in code_cells(path) if "PROFILES = " in cell.source]
+    tables = [cell.source for cell in code_cells(path) if "SETTINGS = " in cell.source]
     if not tables:
-        raise CourseError(f"{path.name} has no PROFILES to rehearse; name a lesson from 01 on.")
+        raise CourseError(f"{path.name} has no SETTINGS to rehearse; name a lesson from 01 on.")
     names = {"PROFILE": profile, "OVERRIDES": overrides}
     exec(tables[-1], names)  # noqa: S102  (the course's own code: see above)
     return names["run"]
