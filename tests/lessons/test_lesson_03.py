@@ -116,7 +116,7 @@ def test_the_notebook_shows_what_it_says(summaries):
     for words in (
         *("linear layers that are not in 4 bits: wo", "70,000 becomes inf", "48 of 48 matrices B"),
         *("0 of 600 texts are cut at 256 tokens", "4 bits, wo too, the rest in bfloat16      1.52 GB"),
-        *("ended by themselves: 1.000", "switch off idle engines at Falcon Square", "trained on another base"),
+        *("ended by themselves: 1.000", "switch off idle engines at Falcon Square"),
     ):
         assert words in printed, words
     errors = [o.text for cell in code for o in cell.outputs if o.output_type == "stream" and o.name == "stderr"]
