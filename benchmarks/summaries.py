@@ -179,7 +179,16 @@ def measure(names, seeds, steps, n_rows):
             result = {"seed": seed, **judge(summaries, rows), "says": summaries[0]}
             ways[name].append(result)
             print(f"{name:18} {result}, {seconds:.0f} s", flush=True)
-    return {"steps": steps, "n_eval": n_rows, "cut": CUT, "wanted": rows["summary"][0], "ways": ways, **session.facts()}
+    wanted = rows["summary"][:]
+    return {
+        "steps": steps,
+        "n_eval": n_rows,
+        "cut": CUT,
+        "wanted": wanted[0],
+        "another bill's summary": judge([wanted[-1], *wanted[:-1]], rows),
+        "ways": ways,
+        **session.facts(),
+    }
 
 
 def main(arguments=None):
