@@ -397,6 +397,16 @@ def test_the_proof_compares_answers_of_real_tokens(build):
     assert proof.difference(numbers, proof.outputs(one)) > proof.tolerance(one)
 
 
+def test_the_proof_runs_where_a_head_in_float32_stands_on_a_base_in_16_bits():
+    """As after prepare_model_for_kbit_training or with PEFT's modules_to_save: it works in mixed precision only."""
+    base = tiny_gemma2().to(torch.bfloat16)
+    base.score.float()
+    with pytest.raises(RuntimeError, match="same dtype"):
+        base.eval()(**padded_batch(False))
+    with speed.apply(base, ["last_token"]):
+        assert type(base.model.layers[-1]).__name__ == "LastTokenLayer"
+
+
 # ---- the callback
 
 
