@@ -60,8 +60,7 @@ for module in model.modules():  # some CPUs repack 4-bit weights in an evaluatio
         module.support_avx512bf16_for_cpu = False
 
 # How it writes: set before PEFT wraps the model. Without it, every summary ends after 20 tokens.
-model.generation_config.max_length = None
-model.generation_config.max_new_tokens = options.max_target_length
+model.generation_config.max_length = options.max_target_length + 1  # the token that it begins with counts
 model.generation_config.num_beams = 1
 prefix = "summarize: " if model.config.model_type == "t5" else ""
 
