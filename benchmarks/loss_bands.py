@@ -87,7 +87,7 @@ PUBLISHED_WAYS = {
     ),
     "03": PublishedWay(
         48,
-        {"attention": "sdpa", "activation_checkpointing": True},
+        {"activation_checkpointing": True},
         change_03,
         "padded to 256, `sdpa`, checkpointing",
     ),

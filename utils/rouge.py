@@ -9,20 +9,26 @@ import re
 import datasets
 import evaluate
 from nltk.stem import PorterStemmer
-from rouge_score import tokenize, tokenizers
+from rouge_score import tokenizers
+
+# A word is letters and digits of any alphabet. Chinese and Japanese put no spaces between words, so there each
+# character counts as one.
+WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W_\u3040-\u30ff\u3400-\u9fff]+")
 
 
 class CachedStemmer(tokenizers.Tokenizer):
-    """The tokenizer that rouge_score takes for `use_stemmer=True`, with a memory.
+    """The tokenizer that rouge_score takes for `use_stemmer=True`, with a memory, and for all alphabets.
 
-    The scores are the same, in a tenth of the time: to stem the same words again and again takes most of it.
+    For English the scores are the same, in a tenth of the time: to stem the same words again and again takes most of
+    it. rouge_score itself knows the letters a to z only, and gives 0 to a Russian text that is compared with itself.
     """
 
     stem = staticmethod(functools.cache(PorterStemmer().stem))
 
     def tokenize(self, text):
         """The words of a text as a list: lower case, those of more than three letters without their endings."""
-        return tokenize.tokenize(text, self)
+        words = WORD.findall(text.lower())
+        return [self.stem(word) if len(word) > 3 else word for word in words]
 
 
 def one_sentence_a_line(text):

@@ -16,7 +16,7 @@ SHORT = {  # lesson: overrides that make it short, and the file that holds its w
     "01": ({"max_steps": 100}, "model/model.safetensors"),
     "02": ({"max_steps": 40, "eval_steps": 8, "compare_seeds": 0}, "adapter/adapter_model.safetensors"),
     "03": (
-        {"max_steps": 16, "eval_steps": 4, "compare_steps": 0, "unquantized_rows": 0},
+        {"max_steps": 16, "eval_steps": 4, "unquantized_rows": 0},
         "adapter/adapter_model.safetensors",
     ),
     "04": ({"max_steps": 60, "logging_steps": 12, "compare_steps": 2}, "adapter/adapter_model.safetensors"),

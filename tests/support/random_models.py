@@ -9,9 +9,13 @@ from transformers import (
     AutoConfig,
     AutoModelForMaskedLM,
     AutoModelForPreTraining,
+    AutoModelForSeq2SeqLM,
+    BartTokenizer,
     BertTokenizer,
     DebertaV2Tokenizer,
+    MBartTokenizer,
     RobertaTokenizer,
+    T5Tokenizer,
     TokenizersBackend,
     set_seed,
 )
@@ -89,3 +93,60 @@ def write(model, tokenizer, folder):
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+# ---- encoder-decoders
+
+SEQ2SEQ_SIZES = {  # T5 spells all of them in another way than the others
+    "d_model": WIDTH,
+    "encoder_layers": LAYERS,
+    "decoder_layers": LAYERS,
+    "encoder_attention_heads": HEADS,
+    "decoder_attention_heads": HEADS,
+    "encoder_ffn_dim": 2 * WIDTH,
+    "decoder_ffn_dim": 2 * WIDTH,
+    "max_position_embeddings": 512,
+}
+T5_SIZES = {
+    "d_model": WIDTH,
+    "d_kv": WIDTH // HEADS,
+    "d_ff": 2 * WIDTH,
+    "num_layers": LAYERS,
+    "num_decoder_layers": LAYERS,
+    "num_heads": HEADS,
+}
+SEQ2SEQ = {  # {name: (model type, its tokenizer, its configuration)}
+    "t5": ("t5", T5Tokenizer, T5_SIZES),
+    "flan-t5": ("t5", T5Tokenizer, {**T5_SIZES, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}),
+    "bart": ("bart", BartTokenizer, SEQ2SEQ_SIZES),
+    "mbart": ("mbart", MBartTokenizer, SEQ2SEQ_SIZES),
+    "pegasus": ("pegasus", T5Tokenizer, SEQ2SEQ_SIZES),  # its own is a Unigram with the same special tokens
+}
+
+
+def seq2seq(name, folder, texts):
+    """Writes an encoder-decoder into a folder (a Path), its tokenizer made from the texts; returns the folder.
+
+    name: a key of SEQ2SEQ.
+    """
+    model_type, tokenizer_class, settings = SEQ2SEQ[name]
+    tokenizer = tokenizer_class().train_new_from_iterator(texts, VOCABULARY)
+    set_seed(0)
+    config = AutoConfig.for_model(
+        model_type,
+        **settings,
+        vocab_size=len(tokenizer),
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        decoder_start_token_id=first_of_the_decoder(model_type, tokenizer),
+        forced_eos_token_id=None if model_type == "t5" else tokenizer.eos_token_id,
+    )
+    return write(AutoModelForSeq2SeqLM.from_config(config, dtype=torch.float32), tokenizer, folder)
+
+
+def first_of_the_decoder(model_type, tokenizer):
+    """The number of the token that the decoder begins with; None for mBART, which begins with that of a language."""
+    if model_type == "mbart":
+        return None
+    return tokenizer.eos_token_id if model_type == "bart" else tokenizer.pad_token_id

@@ -17,7 +17,7 @@ from utils.paths import ROOT
 
 FULL_SIZES = ROOT / "data" / "models" / "full_size.json"  # {model id: its configuration}
 # what a rehearsal cuts down, if the profile has it: counts only, never lengths, batches, types or the method
-COUNTS = {"unquantized_rows": 8, "compare_rows": 4, "compare_steps": 4, "compare_seeds": 1}
+COUNTS = {"validation_rows": 8, "unquantized_rows": 8, "compare_rows": 4, "compare_steps": 4, "compare_seeds": 1}
 
 
 def code_cells(path):
