@@ -130,6 +130,16 @@ def test_the_table_of_arguments_says_what_the_library_does(tmp_path):
     assert compared >= 18
 
 
+@pytest.mark.parametrize("profile", ["colab", "full"])
+def test_bert_is_trained_as_its_paper_recommends(profile):
+    """Devlin et al., Appendix A.3: the lesson says so."""
+    cells = [cell.source for cell in notebooks.code_cells(notebooks.read(NOTEBOOK))]
+    space = {"PROFILE": profile, "OVERRIDES": {}}
+    exec(next(source for source in cells if "SETTINGS = {" in source), space)  # the lesson's own code
+    assert space["run"].per_device_train_batch_size in (16, 32)
+    assert space["run"].learning_rate in (2e-5, 3e-5, 5e-5)
+
+
 def run_recipe(folder, environment, *options):
     """The accuracy on the test split that the recipe prints."""
     command = [sys.executable, str(RECIPE), "--output", str(folder / "outputs"), *options]
