@@ -118,9 +118,9 @@ def test_the_table_of_arguments_says_what_the_library_does(tmp_path):
     args = TrainingArguments(tmp_path)
     compared = 0
     for _, _, names, defaults, _ in (line.split("|") for line in table.splitlines() if line.startswith("| `")):
-        names = re.findall("`([a-z_]+)`", names)
+        names = re.findall("`([a-z0-9_]+)`", names)
         written = re.findall("`([^`]+)`", defaults)
-        for name, default in zip(names, written, strict=False):
+        for name, default in zip(names, written, strict=True):
             actual = getattr(args, name)
             expected = ast.literal_eval(default)
             if name == "report_to":
