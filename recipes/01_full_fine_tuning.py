@@ -84,7 +84,7 @@ trainer = Trainer(
     callbacks=[EarlyStoppingCallback(early_stopping_patience=2)],
 )
 trainer.train()
-print(trainer.evaluate(encoded["test"], metric_key_prefix="test"))  # once: this split has decided nothing
+print(trainer.predict(encoded["test"]).metrics)  # once: this split has decided nothing
 
 trainer.save_model(f"{options.output}/model")
 classifier = pipeline("text-classification", f"{options.output}/model")
