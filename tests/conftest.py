@@ -81,12 +81,16 @@ def run_notebook(offline, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def run_cells(offline, tmp_path_factory):
-    """A function that runs a notebook with overrides, but without runner and kernel: sooner, the same values."""
+    """A function that runs a notebook with overrides, but without runner and kernel: sooner, the same values.
+
+    out: the folder of an earlier run, to go on there. kill_when: see forked.run.
+    """
 
     import forked  # here: the runner sets two threads, unless the line at the top has set one
 
-    def run(notebook, overrides=None):
-        return forked.run(notebook, tmp_path_factory.mktemp("out"), offline, {"OVERRIDES": overrides or {}})
+    def run(notebook, overrides=None, out=None, kill_when=None):
+        out = out or tmp_path_factory.mktemp("out")
+        return forked.run(notebook, out, offline, {"OVERRIDES": overrides or {}}, kill_when)
 
     return run
 

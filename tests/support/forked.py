@@ -8,6 +8,7 @@ import json
 import multiprocessing
 import os
 import sys
+import time
 from types import SimpleNamespace
 from unittest import mock
 
@@ -51,15 +52,22 @@ def run_all(lesson, log):
             shell.push(lesson.parameters)
 
 
-def run(path, out, environment, parameters):
-    """Exit code, output, folder and results of the notebook at a path, tiny, with these parameters."""
+def run(path, out, environment, parameters, kill_when=None):
+    """Exit code, output, folder and results of the notebook at a path, tiny, with these parameters.
+
+    kill_when: a path in the folder of the run; as soon as it exists, the process gets a kill -9.
+    """
     lesson = run_notebooks.lesson_to_run(path, out / "tiny" / path.stem, "tiny", parameters)
-    lesson.folder.mkdir(parents=True)
+    lesson.folder.mkdir(parents=True, exist_ok=True)
     log = lesson.folder / "output.log"
     process = context.Process(target=run_all, args=(lesson, log))
     fixed = {**environment, **run_notebooks.FIXED}
     with mock.patch.dict(os.environ, fixed, clear=True):  # the fork server starts with the first run
         process.start()
+    while kill_when is not None and process.is_alive():
+        if (lesson.folder / kill_when).exists():
+            process.kill()
+        time.sleep(0.01)
     process.join()
     file = lesson.folder / "results.json"
     results = json.loads(file.read_text()) if file.exists() else None

@@ -387,7 +387,8 @@ def left(process):
 
 
 def test_lesson_01_is_rehearsed_unmodified_and_leaves_no_trace(start, sizes, tmp_path):
-    options = ["--nb", "01", "--cpu", "--sizes", sizes, "--steps", 6, "--overrides", '{"learning_rate": 3e-5}']
+    overrides = {"learning_rate": 3e-5, "bf16": False}  # no GPU, no bfloat16
+    options = ["--nb", "01", "--cpu", "--sizes", sizes, "--steps", 6, "--overrides", json.dumps(overrides)]
     process = start(*options, "--keep", tmp_path / "kept")
     text, _ = process.communicate()
     assert process.returncode == 0, text
@@ -398,11 +399,11 @@ def test_lesson_01_is_rehearsed_unmodified_and_leaves_no_trace(start, sizes, tmp
     found = record["metrics"]["rehearsal"]
     assert (record["model_id"], record["dataset_id"]) == ("google-bert/bert-base-uncased", "data/driver_intent")
     assert (record["metrics"]["steps"], found["measured_steps"]) == (6, 2)
-    assert found["overrides"] == {"learning_rate": 3e-5, "max_steps": 6, "eval_steps": 3}
+    assert found["overrides"] == {**overrides, "max_steps": 6, "eval_steps": 3, "compare_steps": 4}
     assert record.get("overrides", found["overrides"]) == found["overrides"], "as any results.json has them"
-    assert found["rows_per_second"] == pytest.approx(64 / found["step_seconds"], rel=0.1)
-    assert found["projected_steps"] == 130  # 800 rows, batch 64, 10 epochs
-    assert found["projected_seconds"]["steps"] == pytest.approx(130 * found["step_seconds"], rel=0.1)
+    assert found["rows_per_second"] == pytest.approx(32 / found["step_seconds"], rel=0.1)
+    assert found["projected_steps"] == 150  # 800 rows, batch 32, 6 epochs
+    assert found["projected_seconds"]["steps"] == pytest.approx(150 * found["step_seconds"], rel=0.1)
     assert record["planned_peak_bytes"] == found["planned_before"], "the notebook's own plan, before it ran"
     assert record["total_parameters"] < 1e6
     executed = nbformat.read(tmp_path / "kept" / "01_full.ipynb", as_version=4)

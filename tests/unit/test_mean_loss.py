@@ -10,7 +10,7 @@ from utils.training.mean_loss import check_mean_loss
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_mean_that_trainer_would_add_up_is_refused(kind, tmp_path):
-    trainer = trainer_of_even_rows(kind, tmp_path)
+    trainer = trainer_of_even_rows(kind, tmp_path, gradient_accumulation_steps=2)
     trainer.loss_is_scaled_for_ga = None  # as Trainer has it
     before = torch.get_rng_state()
     if kind == "opt":
@@ -22,6 +22,15 @@ def test_a_mean_that_trainer_would_add_up_is_refused(kind, tmp_path):
     assert torch.equal(torch.get_rng_state(), before), "the check would change the run that it looks at"
     trainer.model_accepts_loss_kwargs = False
     check_mean_loss(trainer)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_accumulation_the_trainer_is_told_and_nothing_is_refused(kind, tmp_path):
+    """A step that is repeated in parts accumulates after all."""
+    trainer = trainer_of_even_rows(kind, tmp_path)
+    trainer.loss_is_scaled_for_ga = None
+    check_mean_loss(trainer)
+    assert trainer.model_accepts_loss_kwargs == (kind == "opt"), "opt divides by the number of items itself"
 
 
 def test_trainer_alone_adds_means_up(tmp_path):

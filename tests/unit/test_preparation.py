@@ -74,7 +74,7 @@ def test_parts_of_no_tokens_or_for_a_trainer_that_knows_none_are_refused(tmp_pat
 
 def test_a_summed_mean_is_refused_before_the_output_folder_is_touched(tmp_path):
     (tmp_path / "file of an earlier run").touch()
-    trainer = trainer_of_even_rows("bert", tmp_path)
+    trainer = trainer_of_even_rows("bert", tmp_path, gradient_accumulation_steps=2)
     trainer.loss_is_scaled_for_ga = None
     assert "is a mean over its rows" in refusal(training.prepare, trainer)
     assert [path.name for path in tmp_path.iterdir()] == ["file of an earlier run"]

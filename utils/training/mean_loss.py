@@ -11,9 +11,13 @@ def check_mean_loss(trainer):
 
     With gradient accumulation, Trainer hands the number of items of the whole batch to a model that accepts it, and
     adds up the losses it gets. A model that accepts the number and ignores it returns a mean each time, and the sum is
-    too large by the number of micro-batches.
+    too large by the number of micro-batches. Without accumulation there is no sum, unless a step has to be repeated in
+    parts: then the trainer is told here that the loss is a mean, and nothing is refused.
     """
     if trainer.loss_is_scaled_for_ga is None and ignores_number_of_items(trainer):
+        if trainer.args.gradient_accumulation_steps == 1:
+            trainer.model_accepts_loss_kwargs = False
+            return
         problem = f"the loss of {type(trainer.model).__name__} is a mean over its rows"
         remedy = "Trainer would add up those of accumulated micro-batches; set trainer.model_accepts_loss_kwargs"
         raise CourseError(f"{problem}, and {remedy} = False.")
