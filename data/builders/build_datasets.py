@@ -145,7 +145,10 @@ def main():
 
     for split, rows in driver_intent().items():
         path = DATA / "driver_intent" / f"{split}.jsonl"
-        lines = [json.dumps({"text": row["text"], "label": row["label"]}) + "\n" for row in rows]
+        lines = []
+        for row in rows:
+            family = f"{row['label']}/{row['family']}"  # two classes may have a family of the same name
+            lines.append(json.dumps({"text": row["text"], "label": row["label"], "family": family}) + "\n")
         path.write_text("".join(lines), encoding="utf-8", newline="\n")
         print(f"{path.relative_to(DATA.parent)}: {len(rows)} rows")
     path = DATA / "driver_world" / "dialogues.jsonl"

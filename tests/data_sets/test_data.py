@@ -78,6 +78,14 @@ def test_rows_come_from_families_of_their_split(splits):
             assert row["template"] in build_datasets.WORDINGS[split][row["label"]][row["family"]]
 
 
+def test_the_column_family_names_them_and_no_two_splits_share_one(dataset):
+    families = {split: set(rows["family"]) for split, rows in dataset.items()}
+    assert {split: len(names) for split, names in families.items()} == {"train": 52, "validation": 20, "test": 45}
+    for split, rows in dataset.items():
+        for label, family in zip(rows["label"], rows["family"], strict=True):
+            assert family.startswith(build_datasets.LABELS[label] + "/"), (split, family)
+
+
 def test_no_near_duplicates_between_splits_or_in_the_unlabelled_text(splits):
     texts = {split: [row["text"].lower() for row in rows] for split, rows in splits.items()}
     unlabelled = sorted({line.lower() for line, _ in build_datasets.world_dialogues(30_000)})
