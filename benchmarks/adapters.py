@@ -2,7 +2,7 @@
 
     python -m benchmarks.adapters                     all runs that the receipt does not have yet (about an hour)
     python -m benchmarks.adapters --only methods      those of one question
-    python -m benchmarks.adapters --table             writes the table of docs/benchmarks.md from the receipt
+    python -m benchmarks.adapters --share 0 4         a quarter of them, for four processes side by side
 
 Every run trains the same rows in batches of 32 with the same optimizer (AdamW), warm-up and decay, without choosing a
 checkpoint, and is scored with its last weights. The receipt is a file of JSON lines, one for each run; lesson 02 draws
@@ -70,14 +70,16 @@ METHODS = [{"steps": 200, **FULL}, {"steps": 200, "base": "float32"}, {"steps": 
 GRID = [{"rank": rank, "targets": targets} for rank in (1, 4, 12, 64) for targets in ("query,value", "all-linear")]
 RATES = [{"learning_rate": rate} for rate in (5e-4, 1e-3, 2e-3, 8e-3, 1.6e-2)]
 ALPHAS = [{"alpha": alpha} for alpha in (1.0, 12.0, 128.0)]
-VARIANTS = [{"base": "float32", "adapter": adapter} for adapter in ARGUMENTS]
+VARIANTS = [
+    {"base": "float32", "adapter": adapter, "learning_rate": rate} for adapter in ARGUMENTS for rate in (4e-3, 1e-3)
+]
 BITS = [{"base": "nf4"}, {"base": "int8"}, {"base": "float32"}]
 QUESTIONS = {
     "methods": METHODS,
-    "variants": VARIANTS,
-    "grid": GRID,
     "bits": BITS,
+    "grid": GRID,
     "rates": RATES,
+    "variants": VARIANTS,
     "alphas": ALPHAS,
 }
 
@@ -126,14 +128,17 @@ def add_adapter(model, setting):
 def tokenized(tokenizer):
     """The splits of driver_intent as token numbers and labels."""
     dataset = load_dataset(str(paths.ROOT / "data" / "driver_intent"))
-    return dataset.map(lambda rows: tokenizer(rows["text"]), batched=True, remove_columns=["text"])
+    encoded = dataset.map(lambda rows: tokenizer(rows["text"]), batched=True)
+    return encoded.remove_columns(["text", "family"])
 
 
 def masked_batches(tokenizer):
     """The dialogues of the pre-training's world that no model has read, with 15 % of their tokens masked."""
     path = paths.ROOT / "data" / "driver_world" / "dialogues.jsonl"
     dialogues = load_dataset("json", data_files=str(path), split="train")
-    collator = DataCollatorForLanguageModeling(tokenizer, mlm_probability=0.15, mask_replace_prob=1.0, seed=0)
+    collator = DataCollatorForLanguageModeling(
+        tokenizer, mlm_probability=0.15, mask_replace_prob=1.0, random_replace_prob=0.0, seed=0
+    )
     rows = [tokenizer(row["driver"], row["car"], return_special_tokens_mask=True) for row in dialogues]
     return [collator(rows[start : start + 50]) for start in range(0, len(rows), 50)]
 
@@ -224,7 +229,7 @@ def run(setting, tokenizer, encoded, masked):
     record = {
         **dataclasses.asdict(setting),
         "test_accuracy": right.mean().item(),
-        "test_right": "".join(str(int(answer)) for answer in right),
+        "test_right": "".join("x" if answer else "." for answer in right),
         "validation_accuracy": (validation.predictions.argmax(-1) == validation.label_ids).mean().item(),
         "validation_loss": validation.metrics["test_loss"],
         "losses": [entry["loss"] for entry in history if "loss" in entry],
@@ -245,11 +250,16 @@ def run(setting, tokenizer, encoded, masked):
 # ---- the receipt --------------------------------------------------------------------------------------------------
 
 
-def settings_of(question, seeds):
-    """The settings of a question, the first seed of all of them first."""
+def settings(questions, seeds):
+    """The settings of some questions, each once, the first seed of all of them first."""
+    found = []
     for seed in seeds:
-        for choice in QUESTIONS[question]:
-            yield Setting(**choice, seed=seed)
+        for question in questions:
+            for choice in QUESTIONS[question]:
+                setting = Setting(**choice, seed=seed)
+                if setting not in found:
+                    found.append(setting)
+    return found
 
 
 def read(path=RECEIPT):
@@ -265,20 +275,22 @@ def setting_of(record):
     return Setting(**{name: record[name] for name in names})
 
 
-def measure(questions, seeds):
-    """Does the runs that the receipt does not have yet, and adds each to it when it is done."""
+def measure(questions, seeds, share):
+    """Does the runs that the receipt does not have yet, and adds each to it when it is done.
+
+    share: (i, n) for every n-th setting from the i-th on, so that n processes can divide the work.
+    """
     tokenizer = AutoTokenizer.from_pretrained(MODEL)
     encoded = tokenized(tokenizer)
     masked = masked_batches(tokenizer)
-    for seed in seeds:
-        for question in questions:
-            for setting in settings_of(question, [seed]):
-                if setting in [setting_of(record) for record in read()]:
-                    continue
-                record = {**run(setting, tokenizer, encoded, masked), **session.facts()}
-                with RECEIPT.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(record) + "\n")
-                print(f"{setting}: {record['test_accuracy']:.3f}", flush=True)
+    first, step = share
+    for setting in settings(questions, seeds)[first::step]:
+        if setting in [setting_of(record) for record in read()]:
+            continue
+        record = {**run(setting, tokenizer, encoded, masked), **session.facts()}
+        with RECEIPT.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+        print(f"{setting}: {record['test_accuracy']:.3f}", flush=True)
 
 
 def main():
@@ -286,11 +298,14 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", choices=QUESTIONS, default=list(QUESTIONS), help="these questions")
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
+    parser.add_argument(
+        "--share", nargs=2, type=int, default=[0, 1], metavar=("I", "N"), help="the I-th of N processes"
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
     transformers_logging.set_verbosity_error()
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    measure(options.only, options.seeds)
+    measure(options.only, options.seeds, options.share)
 
 
 if __name__ == "__main__":
