@@ -3,9 +3,9 @@
     python -m benchmarks.int8_and_nf4                                 BERT-large, 64 rows of 32 tokens
     python -m benchmarks.int8_and_nf4 --steps 3 --layers 2            a small part of it, for a CPU
 
-Times a training step (forward, backward, optimizer) of rank 12 on all linear layers, for each way to store the base, and
-writes benchmarks/receipts/int8_and_nf4_<device>.json, which lesson 02 shows. Random weights give no score; lesson 02
-has the scores of the tiny model.
+Times a training step (forward, backward, optimizer) of rank 12 on all linear layers, for each way to store the base,
+and writes benchmarks/receipts/int8_and_nf4_<device>.json, which lesson 02 shows. Random weights give no score; lesson
+02 has the scores of the tiny model.
 """
 
 import argparse
