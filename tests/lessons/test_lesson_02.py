@@ -17,6 +17,7 @@ from conftest import ROOT
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
+from benchmarks import adapters
 from utils import results
 
 FEW = {"max_steps": 4, "eval_steps": 2, "compare": False}  # a run that is there to reach its end
@@ -107,6 +108,15 @@ def runs():
     return pd.read_json(ROOT / "benchmarks" / "receipts" / "adapters_tiny.jsonl", lines=True)
 
 
+def test_each_figure_has_three_seeds_of_each_setting(runs):
+    """If this fails, run `python -m benchmarks.adapters`: it does what the receipt lacks."""
+    wanted = adapters.settings(list(adapters.QUESTIONS), [0, 1, 2])
+    measured = [adapters.setting_of(run) for run in adapters.read()]
+    assert set(wanted) - set(measured) == set()
+    assert set(runs["test_right"].str.len()) == {200}
+    assert set("".join(runs["test_right"])) == {"x", "."}
+
+
 def test_what_the_lesson_says_of_the_methods(runs):
     methods = runs[runs["steps"] == 200].groupby(["base", "adapter"])
     accuracy = methods["test_accuracy"].mean()
@@ -191,6 +201,10 @@ def test_the_notebook_shows_what_it_says(qlora):
         "trained on another base",
     ):
         assert words in printed, words
+    errors = [o.text for cell in code for o in cell.outputs if o.output_type == "stream" and o.name == "stderr"]
+    assert len(errors) == 2, errors  # both are read in the lesson: the load report, and what bitsandbytes says
+    assert "LOAD REPORT" in errors[0]
+    assert "quantization state not initialized" in errors[1]
     for name in (
         "nf4_levels.png",
         "choices.png",
