@@ -131,7 +131,7 @@ def world_dialogues(rows, seed=SEED):
 
 
 def unread_dialogues(rows=300):
-    """Pairs of the same world that no pre-training has read; what a fine-tuned model has forgotten is measured there."""
+    """Pairs of the same world that no pre-training has read: for measuring what a model has forgotten."""
     read = set(world_dialogues(30_000))
     unread = [pair for pair in world_dialogues(2 * rows, seed=SEED + 1) if pair not in read]
     return list(dict.fromkeys(unread))[:rows]
