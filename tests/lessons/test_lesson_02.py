@@ -138,7 +138,7 @@ def test_what_the_lesson_says_of_bits_and_variants(runs):
     variants = short[short["base"] == "float32"].groupby("adapter")
     assert variants["merging_moves"].max().max() < 1e-4, "all merge in float32"
     kept = variants["saved_bytes"].mean()
-    assert kept.idxmax() == ("DoRA" if "DoRA" in kept else kept.idxmax())
+    assert kept.idxmax() == "DoRA"
 
 
 @pytest.mark.parametrize("start", ["pissa", "olora"])
