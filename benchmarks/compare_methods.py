@@ -1,45 +1,60 @@
-"""Put the methods of a run of lesson 02 into docs/benchmarks.md: python -m benchmarks.compare_methods RESULTS.json"""
+"""Writes the table of methods into docs/benchmarks.md, from the receipt: python -m benchmarks.compare_methods
+
+The receipt is that of `python -m benchmarks.adapters --only methods`.
+"""
 
 import json
-import shutil
 import statistics
-import sys
-from pathlib import Path
 
 from tools.tables import markdown_table, put_into_page
 from utils import paths
 
-RECEIPT = paths.ROOT / "benchmarks" / "receipts" / "methods_tiny.json"
+RECEIPT = paths.ROOT / "benchmarks" / "receipts" / "adapters_tiny.jsonl"
+STEPS = 200
+METHODS = {  # {name: (base, adapter)}
+    "full": ("float32", ""),
+    "LoRA": ("float32", "LoRA"),
+    "QLoRA": ("nf4", "LoRA"),
+}
 
 
-def table(record):
-    """A line a method: accuracy of each seed and their mean, and the cost of the first seed. record: a results.json."""
+def read(path=RECEIPT):
+    """The runs of the receipt, a list of dicts."""
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+
+def runs_of(method, runs):
+    """The runs of a method, by their seeds."""
+    chosen = [run for run in runs if run["steps"] == STEPS and (run["base"], run["adapter"]) == METHODS[method]]
+    return sorted(chosen, key=lambda run: run["seed"])
+
+
+def table(runs):
+    """A line a method: accuracy of each seed and their mean, and the cost of the first seed. runs: see `read`."""
     rows = []
-    for method, runs in record["metrics"]["methods"].items():
-        accuracies = [run["accuracy"] for run in runs]
-        first = runs[0]
+    for method in METHODS:
+        own = runs_of(method, runs)
+        accuracies = [run["test_accuracy"] for run in own]
+        first = own[0]
         rows.append(
             {
                 "method": method,
-                "accuracy, seeds 0, 1, 2": " · ".join(f"{accuracy:.3f}" for accuracy in accuracies),
+                "accuracy of each seed": " · ".join(f"{accuracy:.3f}" for accuracy in accuracies),
                 "mean": f"{statistics.mean(accuracies):.3f}",
-                "trainable": f"{first['trainable share']:.1%}",
-                "weights": f"{first['weights, MiB']:.1f} MiB",
-                "optimizer states": f"{first['optimizer states, MiB']:.1f} MiB",
-                "on disk": f"{first['on disk, MiB']:.1f} MiB",
-                "training": f"{statistics.mean(run['training, s'] for run in runs):.0f} s",
+                "trainable": f"{first['trainable_parameters']:,}",
+                "weights": f"{first['weight_bytes'] / 2**20:.1f} MiB",
+                "optimizer states": f"{first['optimizer_bytes'] / 2**20:.1f} MiB",
+                "on disk": f"{first['bytes_on_disk'] / 2**20:.1f} MiB",
+                "masked words found": f"{statistics.mean(run['masked_word_accuracy'] for run in own):.3f}",
             }
         )
-    note = f"n = {record['n_eval']} test rows; TF-IDF gets {record['baseline']:.3f}. {record['device']}."
+    note = f"{STEPS} steps; n = {len(runs[0]['test_right'])} test rows; TF-IDF gets 0.655. {runs[0]['device']}."
     return f"{markdown_table(rows)}\n\n{note}"
 
 
 def main():
-    """Copies the results.json that the command line names to the receipts, and writes the table."""
-    if Path(sys.argv[1]).resolve() != RECEIPT:
-        shutil.copyfile(sys.argv[1], RECEIPT)
-    record = json.loads(RECEIPT.read_text(encoding="utf-8"))
-    put_into_page("docs/benchmarks.md", "methods", table(record))
+    """Writes the table."""
+    put_into_page("docs/benchmarks.md", "methods", table(read()))
 
 
 if __name__ == "__main__":

@@ -130,6 +130,13 @@ def world_dialogues(rows, seed=SEED):
     return pairs
 
 
+def unread_dialogues(rows=300):
+    """Pairs of the same world that no pre-training has read: for measuring what a model has forgotten."""
+    read = set(world_dialogues(30_000))
+    unread = [pair for pair in world_dialogues(2 * rows, seed=SEED + 1) if pair not in read]
+    return list(dict.fromkeys(unread))[:rows]
+
+
 def main():
     """Writes all data sets and prints their sizes."""
     import build_car_manual  # not above: each builder can be imported alone
@@ -144,6 +151,12 @@ def main():
             lines.append(json.dumps({"text": row["text"], "label": row["label"], "family": family}) + "\n")
         path.write_text("".join(lines), encoding="utf-8", newline="\n")
         print(f"{path.relative_to(DATA.parent)}: {len(rows)} rows")
+    path = DATA / "driver_world" / "dialogues.jsonl"
+    path.parent.mkdir(exist_ok=True)
+    pairs = unread_dialogues()
+    lines = [json.dumps({"driver": line, "car": answer}) + "\n" for line, answer in pairs]
+    path.write_text("".join(lines), encoding="utf-8", newline="\n")
+    print(f"{path.relative_to(DATA.parent)}: {len(pairs)} rows")
     for split, rows in build_toy_bills.write(DATA / "toy_bills").items():
         print(f"data/toy_bills/{split}.jsonl: {rows} rows")
     for split, rows in build_car_manual.write(DATA / "car_manual").items():

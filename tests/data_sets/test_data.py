@@ -119,3 +119,12 @@ def test_other_mentions_windows_and_cold_air(dataset):
     texts = " ".join(test["text"]).lower()
     assert texts.count("window") >= 20
     assert texts.count("cold") >= 5
+
+
+def test_the_dialogues_of_the_world_are_built_and_unread():
+    """What a model has forgotten is asked on dialogues that its pre-training has not read."""
+    rows = load_dataset("json", data_files=str(ROOT / "data" / "driver_world" / "dialogues.jsonl"), split="train")
+    pairs = list(zip(rows["driver"][:], rows["car"][:], strict=True))
+    assert pairs == build_datasets.unread_dialogues()
+    assert len(set(pairs)) == 300
+    assert not set(pairs) & set(build_datasets.world_dialogues(30_000))

@@ -14,7 +14,7 @@ from conftest import ROOT
 pytestmark = pytest.mark.slow
 SHORT = {  # lesson: overrides that make it short, and the file that holds its weights
     "01": ({"max_steps": 100}, "model/model.safetensors"),
-    "02": ({"max_steps": 40, "eval_steps": 8, "compare_seeds": 0}, "adapter/adapter_model.safetensors"),
+    "02": ({"max_steps": 40, "eval_steps": 8, "compare": False}, "adapter/adapter_model.safetensors"),
     "03": (
         {"max_steps": 16, "eval_steps": 4, "unquantized_rows": 0},
         "adapter/adapter_model.safetensors",

@@ -127,6 +127,7 @@ def plan_of(path, run, rows):
         "longest_batch": longest_batch,
         "num_labels": rows["classes"],
         "linear_names": "all-linear",
+        "new_modules": ["classifier"],
     }
     configuration = json.loads(FULL_SIZES.read_text("utf-8")).get(run.model_id)
     if configuration:

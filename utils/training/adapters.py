@@ -128,11 +128,11 @@ def fingerprint(model):
 
 
 def unquantized_weights(model):
-    """{name in the base model: weight} of embeddings and norms, those of adapters left out."""
+    """{name in the base model: weight} of embeddings and norms, those of adapters and of a head they train left out."""
     weights = {}
     for name, parameter in model.named_parameters():
         is_unquantized = re.search("embed|norm|shared", name, re.IGNORECASE)
-        is_of_adapter = re.search(r"lora_|modules_to_save", name)
+        is_of_adapter = re.search(r"lora_|modules_to_save|original_module", name)
         if is_unquantized and not is_of_adapter:
             weights[base_name(name)] = parameter.detach()
     return weights
@@ -208,9 +208,15 @@ def check_base(model, folder):
     if tokenizer != saved_tokenizer:
         remedy = "its words have other numbers; restore it, or train anew and save with save_fingerprint"
         raise CourseError(f"{folder}: tokenizer.json is not the one that this adapter was saved with; {remedy}.")
-    here = fingerprint(model)
+    unquantized = unquantized_weights(model)
+    linear = linear_layers(model)
     for name, sample in saved.items():
-        if not is_same_weight(here.get(name), sample):
+        here = None
+        if sample.get("rounded") and name in linear:
+            here = sample_of(unpacked(linear[name]), len(sample["values"]))
+        elif name in unquantized:
+            here = sample_of(unquantized[name], len(sample["values"]))
+        if not is_same_weight(here, sample):
             remedy = "load the base that adapter_config.json names, in the version used for training"
             raise CourseError(f"{folder}: this adapter was trained on another base ({name} differs); {remedy}.")
 
