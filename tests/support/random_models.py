@@ -29,6 +29,7 @@ SIZES = {
     "num_key_value_heads": 1,
     "max_position_embeddings": 512,
 }
+PADDING = "<pad>"
 NO_SUCH_FIELDS = {  # sizes that a family calls otherwise
     "opt": ("intermediate_size", "num_key_value_heads"),
     "gpt2": tuple(SIZES),
@@ -61,7 +62,7 @@ def decoder(model_type, folder, texts, *, chat_template=None, seed=0, **changes)
 
 def byte_level_tokenizer(texts, *, size=400, has_pad=True, chat_template=None):
     """A byte-level BPE tokenizer trained on texts; as Llama's and GPT-2's it has no pad token unless has_pad."""
-    special = ["<s>", "</s>"] + (["<pad>"] if has_pad else [])
+    special = ["<s>", "</s>"] + ([PADDING] if has_pad else [])
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -70,7 +71,7 @@ def byte_level_tokenizer(texts, *, size=400, has_pad=True, chat_template=None):
     backend.train_from_iterator(texts, trainer)
     names = {"bos_token": "<s>", "eos_token": "</s>"}
     if has_pad:
-        names["pad_token"] = "<pad>"
+        names["pad_token"] = PADDING
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=512, **names)
     tokenizer.chat_template = chat_template
     return tokenizer
