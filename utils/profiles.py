@@ -9,6 +9,11 @@ NAMES_WITH_CPU = ("tiny", "cpu", "colab", "full")  # those of a table of four co
 NUMBERS = {3: "three", 4: "four"}
 
 
+def names_of_columns(count):
+    """The names of the columns of a table with so many."""
+    return NAMES_WITH_CPU if count == len(NAMES_WITH_CPU) else NAMES
+
+
 def table(SETTINGS):  # noqa: N803  (the name in the notebooks)
     """{profile: {setting: value}} of a table with a row a setting and a column a profile.
 
@@ -16,8 +21,7 @@ def table(SETTINGS):  # noqa: N803  (the name in the notebooks)
     Raises CourseError for a row that is not values in parentheses, as many as the first row has.
     """
     first_row = next(iter(SETTINGS.values()))
-    has_cpu = isinstance(first_row, tuple) and len(first_row) == len(NAMES_WITH_CPU)
-    names = NAMES_WITH_CPU if has_cpu else NAMES
+    names = names_of_columns(len(first_row) if isinstance(first_row, tuple) else 0)
     for name, row in SETTINGS.items():
         if not isinstance(row, tuple) or len(row) != len(names):
             wanted = f"write {NUMBERS[len(names)]} values in parentheses, for {', '.join(names)}"
