@@ -329,7 +329,7 @@ def test_own_chat_with_control_tokens_and_two_answers_trains(run_cells, tmp_path
     assert done.code == 0, done.text
     assert done.results["after"] >= 0.8 > done.results["before"]
     assert done.results["metric"] == "exact_match"
-    assert re.search(r"'(train|test|validation)': 1 of \d+ answers are cut in part", done.text)
+    assert re.search(r"'(train|test|validation)': \d+ of \d+ answers are cut in part", done.text)
 
 
 def test_answers_of_a_page_are_not_judged_by_exact_match(run_cells, tmp_path):
@@ -366,7 +366,7 @@ def test_a_chat_template_of_the_model_itself_is_taken(run_cells, tmp_path):
     template = chat_template_utils.qwen2_5_chat_template
     tokens = ("<|im_start|>", "<|im_end|>")
     texts = random_models.texts_of(MANUAL)
-    folder = random_models.decoder("qwen2", tmp_path / "chat", texts, chat_template=template, chat_tokens=tokens)
+    folder = random_models.decoder("mistral", tmp_path / "chat", texts, chat_template=template, chat_tokens=tokens)
     done = run_cells(NOTEBOOK, SHORT | {"model_id": folder, "max_steps": 2, "packing": False})
     assert done.code == 0, done.text
     assert "an answer ends with '<|im_end|>'" in done.text
