@@ -367,7 +367,7 @@ def test_a_chat_template_of_the_model_itself_is_taken(run_cells, tmp_path):
     tokens = ("<|im_start|>", "<|im_end|>")
     texts = random_models.texts_of(MANUAL)
     folder = random_models.decoder("mistral", tmp_path / "chat", texts, chat_template=template, chat_tokens=tokens)
-    done = run_cells(NOTEBOOK, SHORT | {"model_id": folder, "max_steps": 2, "packing": False})
+    done = run_cells(NOTEBOOK, SHORT | {"model_id": folder, "max_steps": 2, "packing": False, "max_length": 128})
     assert done.code == 0, done.text
     assert "an answer ends with '<|im_end|>'" in done.text
     assert re.search(r"in the loss of a row: '[^']*<\|im_end\|>", done.text)
