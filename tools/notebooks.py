@@ -1,9 +1,12 @@
 """Notebooks as data: the cells that hold code, each with its place in words."""
 
+import ast
 import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from utils import profiles
 
 INJECTED = "injected-parameters"  # papermill's tag of the cell in which it sets the parameters
 
@@ -48,3 +51,19 @@ def code_cells(notebook):
             place = f"code cell {len(cells) + 1} ({heading})"
             cells.append(CodeCell(index, place, source, tags, cell.get("execution_count"), cell.get("outputs", [])))
     return cells
+
+
+def profiles_of(cells):
+    """The names of the profiles in the table of a notebook, given its CodeCells; none if it has no table."""
+    for cell in cells:
+        if "profiles.select(" not in cell.source:
+            continue
+        for statement in ast.parse(cell.source).body:
+            if not isinstance(statement, ast.Assign) or not isinstance(statement.value, ast.Dict):
+                continue
+            name = ast.unparse(statement.targets[0])
+            if name == "SETTINGS":
+                return profiles.names_of_columns(len(statement.value.values[0].elts))
+            if name == "PROFILES":
+                return tuple(key.value for key in statement.value.keys)
+    return ()

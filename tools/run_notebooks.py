@@ -67,7 +67,7 @@ class Lesson:
 def lesson_to_run(path, folder, profile, parameters):
     """The Lesson at a path: with the parameters, its profile and its folder, if the notebook has parameters for them.
 
-    Raises ValueError if there is no notebook, or if it lacks one of the parameters.
+    Raises ValueError if there is no notebook, or if it lacks one of the parameters or the profile `cpu`.
     """
     try:
         cells = notebooks.code_cells(notebooks.read(path))
@@ -82,6 +82,8 @@ def lesson_to_run(path, folder, profile, parameters):
     for unknown in sorted(set(parameters) - set(names)):
         similar = difflib.get_close_matches(unknown, names) or names
         raise ValueError(f"{path.stem} has no parameter {unknown!r}; did you mean one of {similar}?")
+    if profile == "cpu" and profile not in notebooks.profiles_of(cells):
+        raise ValueError(f"{path.stem} has no profile 'cpu'; choose tiny, colab or full")
     values = {}
     if "PROFILE" in names:
         values["PROFILE"] = profile
@@ -344,7 +346,7 @@ def command_line():
     """The parser of the options."""
     parser = argparse.ArgumentParser(prog="python -m tools.run_notebooks", usage=argparse.SUPPRESS)
     parser.add_argument("--nb", default="", help='"01", "01,02" or the path of a notebook; all if empty')
-    parser.add_argument("--profile", default="tiny", choices=["tiny", "colab", "full"])
+    parser.add_argument("--profile", default="tiny", choices=["tiny", "cpu", "colab", "full"])
     parser.add_argument("--overrides", type=json_object, default="{}", help="JSON object with values of the profile")
     parser.add_argument("--parameters", type=json_object, default="{}", help="JSON object with other parameters")
     parser.add_argument("--seed", type=int, help="replaces the SEED of the notebook")

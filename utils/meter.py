@@ -12,7 +12,8 @@ class Meter(ForwardHookCallback):
     """Callback that meters a training; its attributes are complete when `trainer.train()` is done.
 
     seconds: from the beginning of the training to its end, with evaluations and checkpoints. rows, real_tokens
-    (attention mask 1) and padded_tokens (all positions): what went forward in training, evaluation left out.
+    (attention mask 1) and padded_tokens (all positions): what went forward in training, evaluation left out. A packed
+    batch has no mask; its rows are the texts in it.
     peak_bytes: the most that was allocated on the GPU at once, None where there is no GPU.
     A second training is metered anew.
     """
@@ -45,14 +46,20 @@ class Meter(ForwardHookCallback):
         """Counts the rows and tokens of a batch, unless it is one of an evaluation."""
         if not module.training:
             return
-        mask = inputs["attention_mask"]
-        self.rows += mask.shape[0]
-        self.real_tokens = self.real_tokens + mask.sum()  # stays on the device: no wait in every step
-        self.padded_tokens += mask.numel()
+        positions = inputs["input_ids"].numel()
+        self.padded_tokens += positions
+        mask = inputs.get("attention_mask")
+        if mask is not None:
+            self.rows += mask.shape[0]
+            self.real_tokens = self.real_tokens + mask.sum()  # stays on the device: no wait in every step
+        else:  # packed: no padding, and a text begins wherever the positions do
+            self.rows = self.rows + (inputs["position_ids"] == 0).sum()
+            self.real_tokens = self.real_tokens + positions
 
     def on_train_end(self, args, state, control, **kwargs):
         """Ends the count; from now on the attributes are plain numbers."""
         super().on_train_end(args, state, control, **kwargs)
+        self.rows = int(self.rows)
         self.real_tokens = int(self.real_tokens)
         self.seconds = time.perf_counter() - self._started
         if torch.cuda.is_available():

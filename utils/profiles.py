@@ -5,20 +5,29 @@ from types import SimpleNamespace
 from utils.errors import CourseError, closest
 
 NAMES = ("tiny", "colab", "full")  # the columns of a table of settings
+NAMES_WITH_CPU = ("tiny", "cpu", "colab", "full")  # those of a table of four columns
+NUMBERS = {3: "three", 4: "four"}
+
+
+def names_of_columns(count):
+    """The names of the columns of a table with so many."""
+    return NAMES_WITH_CPU if count == len(NAMES_WITH_CPU) else NAMES
 
 
 def table(SETTINGS):  # noqa: N803  (the name in the notebooks)
-    """{profile: {setting: value}} of a table with a row a setting and a column a profile, in the order of NAMES.
+    """{profile: {setting: value}} of a table with a row a setting and a column a profile.
 
-    SETTINGS: {setting: (value in tiny, value in colab, value in full)}. Raises CourseError for a row that is not three
-    values in parentheses.
+    SETTINGS: {setting: (value in tiny, value in colab, value in full)}, or with four values, those of NAMES_WITH_CPU.
+    Raises CourseError for a row that is not values in parentheses, as many as the first row has.
     """
+    first_row = next(iter(SETTINGS.values()))
+    names = names_of_columns(len(first_row) if isinstance(first_row, tuple) else 0)
     for name, row in SETTINGS.items():
-        if not isinstance(row, tuple) or len(row) != len(NAMES):
-            wanted = f"write three values in parentheses, for {', '.join(NAMES)}"
+        if not isinstance(row, tuple) or len(row) != len(names):
+            wanted = f"write {NUMBERS[len(names)]} values in parentheses, for {', '.join(names)}"
             raise CourseError(f"SETTINGS: {name!r}: {row!r} is not a row of the table; {wanted}.")
     profiles = {}
-    for column, profile in enumerate(NAMES):
+    for column, profile in enumerate(names):
         profiles[profile] = {name: row[column] for name, row in SETTINGS.items()}
     return profiles
 

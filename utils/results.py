@@ -22,7 +22,7 @@ class RunRecord:
     lesson: str
     """The notebook's name without ".ipynb"."""
     profile: str
-    """"tiny", "colab" or "full"."""
+    """"tiny", "cpu", "colab" or "full"."""
     seed: int
     """The SEED of the run."""
     model_id: str | None

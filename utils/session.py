@@ -78,6 +78,23 @@ def check_dtype(dtype):
         raise CourseError(f'{torch.cuda.get_device_name()} has no bfloat16 units; use PROFILE = "colab" (float16).')
 
 
+def choose_dtype(wish, device_map="auto"):
+    """The name of the number type to compute in: `wish`, checked by `check_dtype`; for "auto" what the machine has
+    units for, "bfloat16" or else "float32". It is asked, not guessed: the card for its generation, the CPU for its
+    instructions (AMX or AVX-512 with bfloat16). device_map: "cpu" if a GPU is not to be used."""
+    import torch
+
+    if wish != "auto":
+        check_dtype(wish)
+        return wish
+    if device_map != "cpu" and torch.cuda.is_available():
+        has_units = torch.cuda.get_device_capability() >= (8, 0)
+    else:
+        capabilities = torch.cpu.get_capabilities()
+        has_units = any(capabilities.get(name) for name in ("amx_bf16", "avx512_bf16", "bf16"))
+    return "bfloat16" if has_units else "float32"
+
+
 def facts():
     """Device, versions and git commit ("+" if files differ from it, None outside a checkout), for results.json."""
     import torch

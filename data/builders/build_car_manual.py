@@ -137,11 +137,36 @@ def world_statements(rows, seed=SEED):
     return documents
 
 
+def manual(seed=SEED):
+    """[{page, text}]: the manual as a book to look things up in, a page a part, a row a sentence.
+
+    The sentences are of the wordings of the unlabelled text; those that state a fact end with its value.
+    """
+    rng = random.Random(seed + 3)
+    all_facts = facts(seed)
+    rows = []
+    for part in PARTS:
+        for fact in all_facts:
+            if fact["part"] != part:
+                continue
+            text = state(fact, rng)
+            while fact["value"] and not text.endswith(f"{fact['value']}."):
+                text = state(fact, rng)
+            rows.append({"page": part, "text": text})
+    return rows
+
+
+def write_lines(path, rows):
+    """Writes rows as JSON lines."""
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+    path.write_text("".join(lines), encoding="utf-8", newline="\n")
+
+
 def write(folder=FOLDER):
-    """Writes train.jsonl, validation.jsonl and test.jsonl to `folder`; returns {split: number of rows}."""
+    """Writes train.jsonl, validation.jsonl, test.jsonl and manual.jsonl to `folder`; returns {split: its rows}."""
     splits = pairs()
     Path(folder).mkdir(parents=True, exist_ok=True)
     for split, rows in splits.items():
-        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
-        (Path(folder) / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8", newline="\n")
+        write_lines(Path(folder) / f"{split}.jsonl", rows)
+    write_lines(Path(folder) / "manual.jsonl", manual())
     return {split: len(rows) for split, rows in splits.items()}

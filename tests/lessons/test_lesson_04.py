@@ -1,7 +1,5 @@
-"""Lesson 04 as a reader runs it: form and knowledge told apart, loss mask, packing, merge."""
+"""Lesson 04 as a reader runs it: form and knowledge told apart, which tokens count, packing, merge, other decoders."""
 
-import ast
-import copy
 import csv
 import json
 import re
@@ -11,13 +9,14 @@ import sys
 import nbformat
 import numpy as np
 import pytest
+import random_models
 import torch
 from conftest import ROOT
 from datasets import Dataset, load_dataset
 from datasets.exceptions import DatasetNotFoundError
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PrinterCallback, set_seed
-from trl import SFTConfig, SFTTrainer
+from trl import SFTConfig, SFTTrainer, chat_template_utils
 
 from tools.check_notebooks import cells_of, python_of
 from tools.notebooks import read
@@ -27,8 +26,9 @@ from utils.training import adapters, nan
 
 NAME = "04_opt_lora_sft"
 NOTEBOOK = ROOT / "notebooks" / f"{NAME}.ipynb"
+MANUAL = ROOT / "data" / "car_manual"
 TINY = ROOT / "data" / "models" / "tiny-opt"
-REFUSAL = "the manual does not say"
+SHORT = {"max_steps": 4, "compare_steps": 0, "eval_steps": 2, "eval_rows": 12, "watch_rows": 2, "manual": ""}
 
 
 @pytest.fixture(scope="session")
@@ -42,21 +42,34 @@ def sft(run_notebook):
 
 @pytest.fixture(scope="session")
 def lesson_04():
-    """The lesson's own TEMPLATE, prompt_of, tokenize and answer_all, run from its cells, with the tiny tokenizer."""
-    space = {"tokenizer": AutoTokenizer.from_pretrained(TINY), "run": type("run", (), {"max_length": 64})}
-    space["run"].max_new_tokens, space["run"].eval_batch, space["room"] = 16, 64, 256
+    """The lesson's own functions around its template, run from its cells, with the tiny tokenizer."""
+    run = {"model_id": str(TINY), "max_new_tokens": 16, "max_length": 64, "eval_batch": 64}
+    dataset = {"train": Dataset.from_list([{"messages": talk("Where?", "here.")}])}
+    space = {"run": type("run", (), run), "AutoTokenizer": AutoTokenizer, "AutoConfig": AutoConfig, "dataset": dataset}
+    space["chat_template_utils"] = chat_template_utils
+    wanted = ("CHAT_TEMPLATE =", "def escape", "def encode", "def batch_of", "def prompt_of", "def tokenize(")
     for cell in cells_of(read(NOTEBOOK)):
-        if any(word in python_of(cell) for word in ("def prompt_of", "def tokenize")):
-            exec(python_of(cell).split("\n\n\nencoded = ")[0], space)  # the notebook's own, committed code
+        source = python_of(cell)
+        if any(word in source for word in (*wanted, "def tokenize_by_hand")):
+            source = re.split(r"\n\n\n(?=dataset = |encoded = |if tokenizer)", source)[0]
+            exec(source, space)  # the notebook's own, committed code
     return space
 
 
 @pytest.fixture(scope="session")
 def rows(tmp_path_factory):
-    """The training rows as the lesson has them: before, answer, group."""
-    found = load_dataset(str(ROOT / "data" / "car_manual"), cache_dir=str(tmp_path_factory.mktemp("cache")))["train"]
-    turns = [data.conversations.conversation(row) for row in found]
-    return [{"before": t[:-1], "answer": t[-1], "group": s} for t, s in zip(turns, found["source"][:], strict=True)]
+    """The training rows as the lesson has them: messages and group."""
+    found = load_dataset(str(MANUAL), cache_dir=str(tmp_path_factory.mktemp("cache")))["train"]
+    return [{"messages": data.conversations.conversation(row), "group": row["source"]} for row in found]
+
+
+def talk(*texts):
+    return [{"role": ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(texts)]
+
+
+def quiet(folder, **settings):
+    """Arguments of a training that leaves nothing behind."""
+    return SFTConfig(folder, use_cpu=True, bf16=False, report_to=[], save_strategy="no", disable_tqdm=True, **settings)
 
 
 def trained(rows, steps, folder):
@@ -65,25 +78,29 @@ def trained(rows, steps, folder):
     nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
     base = AutoModelForCausalLM.from_pretrained(TINY, quantization_config=nf4, dtype=torch.float32)
     adapters.keep_trainable(base)
-    names = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
-    model = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", r=16, lora_alpha=32, target_modules=names))
-    config = dict(max_steps=steps, learning_rate=4e-3, per_device_train_batch_size=16, max_length=None, bf16=False)
-    config |= dict(use_cpu=True, activation_checkpointing=False, report_to=[], save_strategy="no", disable_tqdm=True)
-    data = Dataset.from_list(rows)
+    model = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", r=16, lora_alpha=32, target_modules="all-linear"))
+    args = quiet(
+        folder,
+        max_steps=steps,
+        learning_rate=4e-3,
+        per_device_train_batch_size=16,
+        max_length=None,
+        gradient_checkpointing=False,
+    )
     tokenizer = AutoTokenizer.from_pretrained(TINY)
-    trainer = SFTTrainer(model, SFTConfig(folder, **config), train_dataset=data, processing_class=tokenizer)
+    trainer = SFTTrainer(model, args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
     trainer.remove_callback(PrinterCallback)
     trainer.train()
     return model
 
 
+# ---- what it teaches
+
+
 def test_form_is_learned_and_knowledge_comes_from_the_base(sft):
     record, groups = sft.results, sft.results["metrics"]["groups"]
-    after = groups["after: SFT"]
-    assert (
-        record["after"] == after["never_asked"]["exact match"]
-        or abs(record["after"] - after["never_asked"]["exact match"]) < 1e-3
-    )
+    after = groups["after SFT"]
+    assert abs(record["after"] - after["never_asked"]["exact match"]) < 1e-3
     for group in ("never_asked", "never_asked_known_wording", "asked"):
         assert after[group]["exact match"] >= 0.85, (group, after)
         assert after[group]["refused"] <= 0.10 + 1e-9, "false refusals"
@@ -91,16 +108,30 @@ def test_form_is_learned_and_knowledge_comes_from_the_base(sft):
         assert record["metrics"]["compared"]["random base"][group] <= 0.15
     assert after["unanswerable"]["refused"] >= 0.70
     assert sum(row["ended"] * row["n"] for row in after.values()) / sum(row["n"] for row in after.values()) >= 0.95
-    assert record["after"] > record["baseline"] + 0.5
     assert record["before"] <= 0.05
     assert groups["nearest question"]["asked"]["exact match"] > groups["nearest question"]["never_asked"]["exact match"]
     perplexity = record["metrics"]["perplexity"]
     assert all(perplexity["after"][group] < perplexity["before"][group] / 5 for group in perplexity["before"])
 
 
+def test_baselines_are_not_all_zero_and_the_tuned_model_beats_them(sft):
+    record = sft.results
+    reached = record["metrics"]["reached"]
+    assert 0.2 < reached["open book, no model"] == record["baseline"] < record["after"] - 0.3
+
+
+def test_the_form_is_learned_early_and_not_on_random_weights(sft):
+    watched = sft.results["metrics"]["watched"]
+    assert len(watched) >= 6, "points of the curve"
+    assert all(entry["exact_match"] >= 0.3 for entry in watched), "0.00 before training, n = 24"
+    control = sft.results["metrics"]["watched_control"]
+    step = control[-1]["step"]
+    ours = {entry["step"]: entry["exact_match"] for entry in watched}[step]
+    assert ours >= control[-1]["exact_match"] + 0.4, "at equal steps"
+
+
 def test_at_learning_rate_0_nothing_is_learned(run_cells):
-    overrides = {"learning_rate": 0, "max_steps": 4, "compare_steps": 1, "logging_steps": 2, "eval_rows": 72}
-    done = run_cells(NOTEBOOK, overrides)
+    done = run_cells(NOTEBOOK, SHORT | {"learning_rate": 0, "eval_rows": 72})
     assert done.code == 0, done.text
     assert done.results["after"] <= 0.05
     assert re.search(r"\b0 of 24 matrices B", done.text)
@@ -124,64 +155,87 @@ def test_the_notebook_shows_what_it_says(sft):
     assert all(cell.execution_count for cell in code)
     printed = "".join(o.text for cell in code for o in cell.outputs if o.output_type == "stream" and o.name == "stdout")
     for words in (
-        *("3,145,728 of 1,318,903,808 (0.2385%)", "24 of 24 matrices B", "the one to use: merged into the dequantized"),
-        *("pad token </s>   -> 0 of 2", "adapter as TRL left it: {torch.bfloat16}", "reloaded: the same"),
+        "24 of 24 matrices B",
+        "by hand and by template: the same labels in all of 624 rows",
+        "usual collator, pad = eos: the token that ends the answer stands 0 times",
+        "TRL's collator, pad = eos: the token that ends the answer stands 1 times",
+        "as TRL left the adapter: {torch.bfloat16}",
+        "bf16                   TrainingArguments: False    SFTConfig: None",
+        "gradient_checkpointing TrainingArguments: False    SFTConfig: True",
+        "reloaded: the same",
     ):
         assert words in printed, words
-    places, gap = re.search(r"without a mask for (\d+) places of padding, .* move by (\S+)", printed).groups()
-    assert int(places) > 0
-    assert float(gap) < 1e-6
     views = [o.data for cell in code for o in cell.outputs if "in the loss" in str(o.get("data", {}).get("text/html"))]
     assert "[</s>]" in views[0]["text/plain"]
-    assert "background" in views[0]["text/html"]
+    assert views[1]["text/plain"].count("[</s>]") == 2, "both answers of the dialogue"
     for name in ("lengths.png", "learning_curve.png", "adapter/adapter_model.safetensors", "merged/model.safetensors"):
         assert (sft.folder / name).stat().st_size > 1000, name
     assert not (sft.folder / "random_base").exists()
+
+
+# ---- which tokens count
 
 
 def in_loss(row):
     return [number for number, label in zip(row["input_ids"], row["labels"], strict=True) if label != -100]
 
 
-def test_only_the_answer_and_its_end_are_in_the_loss_as_with_the_columns_of_trl(lesson_04, rows, tmp_path):
+def test_the_labels_are_those_by_hand_and_those_of_trl(lesson_04, rows, tmp_path):
     tokenizer, ours = lesson_04["tokenizer"], [lesson_04["tokenize"](row) for row in rows]
     for row, encoded in zip(rows, ours, strict=True):
-        assert tokenizer.decode(in_loss(encoded)) == f" {row['answer']}</s>"
+        assert tokenizer.decode(in_loss(encoded)) == f" {row['messages'][-1]['content']}</s>"
+        assert lesson_04["tokenize_by_hand"](row["messages"]) == encoded
     model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(TINY))
-    columns = [{"prompt": lesson_04["prompt_of"](row["before"]), "completion": f" {row['answer']}"} for row in rows]
-    args = SFTConfig(tmp_path, use_cpu=True, bf16=False, report_to=[], max_length=64)
-    theirs = SFTTrainer(model, args, train_dataset=Dataset.from_list(columns), processing_class=tokenizer).train_dataset
-    assert [row["labels"] for row in theirs] == [row["labels"] for row in ours]
-    assert [row["input_ids"] for row in theirs] == [row["input_ids"] for row in ours]
-    whole = Dataset.from_list([{"text": c["prompt"] + c["completion"]} for c in columns])
-    whole = SFTTrainer(model, args, train_dataset=whole, processing_class=tokenizer).train_dataset
-    assert whole[0]["labels"] != ours[0]["labels"], "the control: a plain text column counts the question as well"
+
+    def prepared(rows, **settings):
+        args = quiet(tmp_path, max_length=64, **settings)
+        dataset = Dataset.from_list(rows)
+        return SFTTrainer(model, args, train_dataset=dataset, processing_class=tokenizer).train_dataset["labels"][:]
+
+    wanted = [row["labels"] for row in ours]
+    chats = [{"messages": row["messages"]} for row in rows]
+    assert prepared(chats, assistant_only_loss=True) == wanted
+    assert prepared(chats) != wanted, "the control: TRL's default counts the questions as well"
+    pairs = [{"prompt": row["messages"][:1], "completion": row["messages"][1:]} for row in rows]
+    assert prepared(pairs) == wanted
 
 
-def test_the_output_wrapper_of_the_reference_stops_the_trainer_of_today(lesson_04, rows, tmp_path):
-    encoded = [{name: lesson_04["tokenize"](row)[name] for name in ("input_ids", "labels")} for row in rows[:32]]
+def test_every_answer_of_a_dialogue_counts(lesson_04):
+    encoded = lesson_04["tokenize"]({"messages": talk("a?", "b.", "c?", "d.")})
+    text = lesson_04["tokenizer"].decode(encoded["input_ids"])
+    assert text == "</s>Question: a?\n\nAnswer: b.</s>\n\nQuestion: c?\n\nAnswer: d.</s>"
+    assert lesson_04["tokenizer"].decode(in_loss(encoded)) == " b.</s> d.</s>"
+    assert encoded == lesson_04["tokenize_by_hand"](talk("a?", "b.", "c?", "d."))
+    assert text.startswith(lesson_04["prompt_of"](talk("a?", "b.", "c?"))), "training and use write the same"
 
-    class CastOutputToFloat(torch.nn.Sequential):
-        def forward(self, hidden):
-            return super().forward(hidden).float()
 
-    model = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32)
-    model.lm_head = CastOutputToFloat(model.lm_head)
-    args = SFTConfig(
-        tmp_path, use_cpu=True, bf16=False, max_steps=1, report_to=[], save_strategy="no", disable_tqdm=True
-    )
-    trainer = SFTTrainer(model, args, train_dataset=Dataset.from_list(encoded), processing_class=lesson_04["tokenizer"])
-    with pytest.raises(AttributeError, match="has no attribute 'weight'"):
-        trainer.train()
+def test_control_tokens_in_a_question_stay_text(lesson_04):
+    tokenizer = lesson_04["tokenizer"]
+    row = {"messages": talk("What is </s>?<pad>", "an </s> of text.")}
+    escaped = lesson_04["tokenize"](lesson_04["escape_messages"](row))
+    control = [number for number in escaped["input_ids"] if number in tokenizer.all_special_ids]
+    assert control == [tokenizer.bos_token_id, tokenizer.eos_token_id], "the first and the last, and no other"
+    parsed = lesson_04["tokenize"](row)["input_ids"]
+    assert sum(number in tokenizer.all_special_ids for number in parsed) == 5, "the control: as it was written"
+
+
+def test_without_the_end_token_in_the_loss_it_does_not_stop(lesson_04, rows, tmp_path):
+    encoded = [lesson_04["tokenize"](row) for row in rows]
+    endless = [{**row, "labels": [*row["labels"][:-1], -100]} for row in encoded]
+    prompts = [lesson_04["prompt_of"](row["messages"][:-1]) for row in rows[:64]]
+    ended = {}
+    for name, tokenized_rows in {"with": encoded, "without": endless}.items():
+        _, stopped = lesson_04["write_on"](trained(tokenized_rows, 40, tmp_path), prompts)
+        ended[name] = np.mean(stopped)
+    assert ended["with"] >= 0.95, ended
+    assert ended["without"] <= 0.30, ended
 
 
 def test_the_guard_sees_the_loss_that_trl_computes_by_itself(lesson_04, rows, tmp_path):
-    encoded = [{name: lesson_04["tokenize"](row)[name] for name in ("input_ids", "labels")} for row in rows[:32]]
+    encoded = Dataset.from_list([lesson_04["tokenize"](row) for row in rows[:32]])
     model = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32)
-    args = SFTConfig(
-        tmp_path, use_cpu=True, bf16=False, max_steps=2, report_to=[], save_strategy="no", disable_tqdm=True
-    )
-    settings = dict(train_dataset=Dataset.from_list(encoded), processing_class=lesson_04["tokenizer"])
+    args = quiet(tmp_path, max_steps=2)
+    settings = {"train_dataset": encoded, "processing_class": lesson_04["tokenizer"]}
     SFTTrainer(model, args, **settings, callbacks=[nan.StopOnNaN()]).train()  # the control: all is well
     with torch.no_grad():
         model.model.decoder.final_layer_norm.bias[0] = float("nan")
@@ -189,97 +243,37 @@ def test_the_guard_sees_the_loss_that_trl_computes_by_itself(lesson_04, rows, tm
         SFTTrainer(model, args, **settings, callbacks=[nan.StopOnNaN()]).train()
 
 
-def test_control_tokens_in_a_question_stay_text(lesson_04):
-    tokenizer = lesson_04["tokenizer"]
-    row = {"before": ["What is </s>?<pad>"], "answer": "an </s> of text."}
-    encoded = lesson_04["tokenize"](row)
-    control = [number for number in encoded["input_ids"] if number in tokenizer.all_special_ids]
-    assert control == [tokenizer.bos_token_id, tokenizer.eos_token_id], "the first and the last, and no other"
-    parsed = tokenizer(lesson_04["prompt_of"](row["before"]))["input_ids"]
-    assert sum(number in tokenizer.all_special_ids for number in parsed) == 3, "the control: without the option"
-
-
-def test_earlier_turns_stand_in_the_prompt(lesson_04):
-    encoded = lesson_04["tokenize"]({"before": ["a?", "b.", "c?"], "answer": "d."})
-    text = lesson_04["tokenizer"].decode(encoded["input_ids"])
-    assert text == "</s>Question: a?\n\nAnswer: b.\n\nQuestion: c?\n\nAnswer: d.</s>"
-    assert lesson_04["tokenizer"].decode(in_loss(encoded)) == " d.</s>"
-
-
-def test_without_the_end_token_in_the_loss_it_does_not_stop(lesson_04, rows, tmp_path):
-    encoded = [lesson_04["tokenize"](row) for row in rows]
-    encoded = [{"input_ids": row["input_ids"], "labels": row["labels"]} for row in encoded]
-    endless = copy.deepcopy(encoded)
-    for row in endless:
-        row["labels"][-1] = -100
-    prompts = [lesson_04["prompt_of"](row["before"]) for row in rows[:64]]
-    ended = {}
-    for name, tokenized_rows in {"with": encoded, "without": endless}.items():
-        _, stopped = lesson_04["answer_all"](trained(tokenized_rows, 40, tmp_path), prompts)
-        ended[name] = np.mean(stopped)
-    assert ended["with"] >= 0.95, ended
-    assert ended["without"] <= 0.30, ended
-
-
-def test_documents_leak_in_a_packed_row_unless_a_mask_forbids_it(sft):
-    leaks = sft.results["metrics"]["leaks"]
-    for attention in ("eager", "sdpa"):
-        assert leaks[f"{attention} border by positions"] > 0.05
-        assert leaks[f"{attention} border by a mask"] < 1e-5
-    assert sft.results["metrics"]["padding"]["batches of like lengths"] < 0.05
-
-
-def most_ends_in_a_row(trainer):
-    """The most end tokens that a row of a training batch has."""
-    end = trainer.processing_class.eos_token_id
-    return max((batch["input_ids"] == end).sum(dim=1).max().item() for batch in trainer.get_train_dataloader())
-
-
-def test_a_row_of_a_batch_is_one_document_unless_the_trainer_packs(lesson_04, rows, tmp_path):
-    sources = [ast.parse(python_of(cell)) for cell in cells_of(read(NOTEBOOK)) if "SFTConfig(" in python_of(cell)]
-    found = [node for source in sources for node in ast.walk(source) if isinstance(node, ast.Call)]
-    (call,) = (node for node in found if ast.unparse(node.func) == "SFTConfig")
-    own = {word.arg: ast.unparse(word.value) for word in call.keywords if word.arg}
-    assert own.get("packing", "False") == "False"
-    assert own["train_sampling_strategy"] == "'group_by_length'"
-    tokenized = [lesson_04["tokenize"](row) for row in rows[:200]]
-    end = lesson_04["tokenizer"].eos_token_id
-    alone = max(row["input_ids"].count(end) for row in tokenized)
-    config = dict(per_device_train_batch_size=16, bf16=False, use_cpu=True, report_to=[], dataloader_pin_memory=False)
-    found = {}
-    for packing in (False, True):
-        model = AutoModelForCausalLM.from_pretrained(TINY)
-        settings = config | (dict(packing=True, packing_strategy="wrapped") if packing else {"max_length": None})
-        args = SFTConfig(tmp_path, train_sampling_strategy="group_by_length", **settings)
-        data = Dataset.from_list(tokenized)
-        found[packing] = most_ends_in_a_row(
-            SFTTrainer(model, args, train_dataset=data, processing_class=lesson_04["tokenizer"])
-        )
-    assert found[False] == alone
-    assert found[True] > alone
-
-
 def test_no_prompt_of_the_few_shot_baseline_is_cut(lesson_04, rows):
-    sources = "\n".join(python_of(cell) for cell in cells_of(read(NOTEBOOK)))
-    assert len(re.findall(r"(?m)^[\w, ]*\broom\b[\w, ]* = ", sources)) == 1, (
-        "answer_all cuts by it wherever it is called"
-    )
-    shots = [turn for row in rows[:3] for turn in (row["before"][-1], row["answer"])]
-    prompts = [lesson_04["prompt_of"](shots + row["before"][-1:]) for row in rows]
+    shots = [message for row in rows[:3] for message in row["messages"]]
+    prompts = [lesson_04["prompt_of"]([*shots, *row["messages"][:1]]) for row in rows]
     longest = max(len(ids) for ids in lesson_04["tokenizer"](prompts)["input_ids"])
-    assert 64 < longest <= AutoConfig.from_pretrained(TINY).max_position_embeddings - 16
+    assert 64 < longest <= lesson_04["room"]
+
+
+# ---- packing
+
+
+def test_documents_leak_where_attention_ignores_positions_and_nowhere_else(sft):
+    record = sft.results["metrics"]
+    assert record["own_leak"] > 0.05
+    assert record["packing"] is False, "the probe of tiny-opt forbids it"
+    for name, moved in record["leaks"].items():
+        if name.split()[0] in ("opt", "falcon"):
+            assert moved > 0.05, name
+        else:
+            assert moved < 1e-5, name
+    assert len(record["leaks"]) == 13
+    assert record["padding"]["batches of similar length"] < 0.05
+
+
+# ---- merging, and what is kept
 
 
 def test_merging_into_the_dequantized_base_is_the_faithful_way(sft):
-    ways = sft.results["metrics"]["merging"]
-    moved = {way: row["logits move by"] for way, row in ways.items()}
-    faithful = "merged into the dequantized 4-bit base"
-    assert sft.results["metrics"]["to_use"] == faithful
-    assert moved["on a 4-bit base, not merged"] < 1e-5
-    assert moved[faithful] < 1e-4
-    assert ways[faithful]["same answers"] == 1
+    moved = sft.results["metrics"]["merging"]
+    assert moved["merged into the base that it was trained beside"] < 1e-4
     for other in ("merged into the full-precision base", "merged inside 4 bits"):
-        assert moved[other] > 100 * moved[faithful], "the control: other ways do move the logits"
+        assert moved[other] > 100 * moved["merged into the base that it was trained beside"], "the control"
 
 
 def test_a_fresh_process_says_the_same_with_the_merged_model_and_with_the_adapter(sft, offline, tmp_path):
@@ -288,19 +282,18 @@ import json, torch
 from datasets import load_dataset
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
-from utils.training import adapters
-folder, base, data = {str(sft.folder)!r}, {str(TINY)!r}, {str(ROOT / "data" / "car_manual")!r}
+folder, base, data = {str(sft.folder)!r}, {str(TINY)!r}, {str(MANUAL)!r}
 nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
     bnb_4bit_compute_dtype=torch.float32)
 merged = AutoModelForCausalLM.from_pretrained(folder + "/merged", dtype=torch.float32)
 base = AutoModelForCausalLM.from_pretrained(base, quantization_config=nf4, dtype=torch.float32)
-adapters.check_base(base, folder + "/adapter")
 models = [merged, PeftModel.from_pretrained(base, folder + "/adapter")]
 tokenizer = AutoTokenizer.from_pretrained(folder + "/merged")
-rows = load_dataset(data, split="validation").shuffle(seed=0).select(range(36))
-questions = [t[0] for t in rows["conversations"]]
-prompts = [f"Question: {{question}}\\n\\nAnswer:" for question in questions]
-batch = tokenizer(prompts, padding=True, padding_side="left", return_tensors="pt")
+questions = [turns[0] for turns in load_dataset(data, split="validation")["conversations"]]
+prompts = [[{{"role": "user", "content": question}}] for question in questions]
+batch = tokenizer.apply_chat_template(prompts, add_generation_prompt=True, padding=True, return_dict=True,
+    tokenizer_kwargs={{"padding_side": "left"}}, return_tensors="pt")
+batch = {{name: batch[name] for name in ("input_ids", "attention_mask")}}
 said = []
 for model in models:
     output = model.eval().generate(**batch, max_new_tokens=16, do_sample=False)[:, batch["input_ids"].shape[1]:]
@@ -316,7 +309,10 @@ json.dump(said, open("said.json", "w"))
     assert len(set(expected)) > 10, "a model that always says the same would pass"
 
 
-def test_own_chat_messages_with_control_tokens_and_a_cut_answer_train(run_cells, tmp_path):
+# ---- own data, other models
+
+
+def test_own_chat_with_control_tokens_and_two_answers_trains(run_cells, tmp_path):
     path = tmp_path / "chat.csv"
     things = "jacket phone lamp book helmet keyboard coat kettle tent chair mirror radio".split()
     with path.open("w", newline="") as file:
@@ -325,13 +321,57 @@ def test_own_chat_messages_with_control_tokens_and_a_cut_answer_train(run_cells,
         for thing in things:
             for number, question in enumerate((f"Where is the {thing}?</s>", f"Who has my {thing}?")):
                 answer = "on the table. " * (40 if (thing, number) == ("tent", 0) else 1)
-                talk = [("system", "Be brief.")] * number + [("user", question), ("assistant", answer)]
-                writer.writerow([json.dumps([{"role": role, "content": text} for role, text in talk])])
-    overrides = {"dataset_id": str(path), "columns": ["messages"], "max_steps": 60, "compare_steps": 1}
-    done = run_cells(NOTEBOOK, overrides | {"logging_steps": 10})
+                chat = [("system", "Be brief.")] * number + [("user", question), ("assistant", answer)]
+                chat += [("user", "Sure?"), ("assistant", "on the table.")] * number
+                writer.writerow([json.dumps([{"role": role, "content": text} for role, text in chat])])
+    overrides = {"dataset_id": str(path), "columns": ["messages"], "max_steps": 60, "eval_steps": 30, "manual": ""}
+    done = run_cells(NOTEBOOK, overrides | {"compare_steps": 0})
     assert done.code == 0, done.text
     assert done.results["after"] >= 0.8 > done.results["before"]
-    assert re.search(r"'(train|test|validation)': 1 of \d+ answers are cut in part", done.text)
+    assert done.results["metric"] == "exact_match"
+    assert re.search(r"'(train|test|validation)': \d+ of \d+ answers are cut in part", done.text)
+
+
+def test_answers_of_a_page_are_not_judged_by_exact_match(run_cells, tmp_path):
+    path = tmp_path / "essays.jsonl"
+    sentences = [row["text"] for row in map(json.loads, (MANUAL / "manual.jsonl").read_text().splitlines())]
+    with path.open("w") as file:
+        for number in range(30):
+            answer = " ".join(sentences[6 * number : 6 * number + 6])
+            turns = [{"from": "human", "value": f"What is on page {number}?"}, {"from": "gpt", "value": answer}]
+            file.write(json.dumps({"conversations": turns}) + "\n")
+    overrides = {"dataset_id": str(path), "max_length": 128, "max_new_tokens": 32, "test_group": "", "refusal": ""}
+    done = run_cells(NOTEBOOK, SHORT | overrides)
+    assert done.code == 0, done.text
+    assert done.results["metric"] == "token_f1"
+    assert done.results["n_eval"] == done.results["metrics"]["groups"]["untuned"]["all"]["n"]
+    assert "no manual, so no open book" in done.text
+
+
+DECODERS = ("llama", "qwen3", "gemma3_text", "smollm3", "gpt2")
+
+
+@pytest.mark.parametrize("model_type", DECODERS)
+def test_another_decoder_is_one_id(run_cells, tmp_path, model_type):
+    texts = random_models.texts_of(MANUAL)
+    folder = random_models.decoder(model_type, tmp_path / model_type, texts)
+    done = run_cells(NOTEBOOK, SHORT | {"model_id": folder, "max_steps": 2})
+    assert done.code == 0, done.text
+    assert done.results["metrics"]["packing"] is True, "attention keeps documents apart in these"
+    matrices = re.search(r"(\d+) of (\d+) matrices B", done.text)
+    assert matrices[1] == matrices[2] != "0"
+
+
+def test_a_chat_template_of_the_model_itself_is_taken(run_cells, tmp_path):
+    template = chat_template_utils.qwen2_5_chat_template
+    tokens = ("<|im_start|>", "<|im_end|>")
+    texts = random_models.texts_of(MANUAL)
+    folder = random_models.decoder("mistral", tmp_path / "chat", texts, chat_template=template, chat_tokens=tokens)
+    done = run_cells(NOTEBOOK, SHORT | {"model_id": folder, "max_steps": 2, "packing": False, "max_length": 128})
+    assert done.code == 0, done.text
+    assert "an answer ends with '<|im_end|>'" in done.text
+    assert re.search(r"in the loss of a row: '[^']*<\|im_end\|>", done.text)
+    assert "this tokenizer has a template of its own" in done.text
 
 
 def test_a_gated_data_set_says_which_page_to_open():
@@ -339,14 +379,37 @@ def test_a_gated_data_set_says_which_page_to_open():
     asked = []
 
     def refuse(path, **options):
-        asked.append((path, options))
+        asked.append((path, sorted(options["data_files"])))
         raise DatasetNotFoundError("gated")
 
-    files = {"train": "x"}
-    run = type("run", (), {"dataset_id": "GAIR/lima", "columns": ["conversations"], "data_files": files})
+    run = type("run", (), {"dataset_id": "GAIR/lima", "columns": ["conversations"]})
     with pytest.raises(CourseError, match=r"open https://huggingface.co/datasets/GAIR/lima, accept its terms"):
         exec(cell, {"run": run, "load_dataset": refuse, "data": data, "SEED": 0})
-    assert asked == [("json", {"data_files": files})], "the files that the profile names"
+    assert asked == [("json", ["test", "train"])], "the files, not the loading script"
+
+
+# ---- the recipe and the solutions
+
+
+def recipe(offline, folder, *options):
+    """The printed scores of the recipe, {group: exact match}."""
+    command = [sys.executable, str(ROOT / "recipes" / "04_sft_lora.py"), "--output", str(folder), *options]
+    done = subprocess.run(command, env=offline, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return {group: float(score) for group, score in re.findall(r"exact match, (\w+): ([\d.]+)", done.stdout)}
+
+
+def test_the_recipe_reaches_the_score_of_the_lesson(sft, offline, tmp_path):
+    """Within 0.08: the batches come in another order, which moves the score by up to 0.05 here (n = 144)."""
+    scores = recipe(offline, tmp_path)
+    assert scores["never_asked"] >= sft.results["after"] - 0.08
+    for name in ("adapter/adapter_model.safetensors", "merged/model.safetensors"):
+        assert (tmp_path / name).stat().st_size > 1000
+
+
+def test_the_recipe_without_learning_stays_at_nothing(offline, tmp_path):
+    scores = recipe(offline, tmp_path, "--learning_rate", "0", "--epochs", "0.05")
+    assert scores["never_asked"] <= 0.05
 
 
 def test_solutions_run(run_cells):

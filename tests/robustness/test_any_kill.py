@@ -19,7 +19,7 @@ SHORT = {  # lesson: overrides that make it short, and the file that holds its w
         {"max_steps": 16, "eval_steps": 4, "unquantized_rows": 0},
         "adapter/adapter_model.safetensors",
     ),
-    "04": ({"max_steps": 60, "logging_steps": 12, "compare_steps": 2}, "adapter/adapter_model.safetensors"),
+    "04": ({"max_steps": 60, "eval_steps": 12, "compare_steps": 0}, "adapter/adapter_model.safetensors"),
     "05": ({"max_steps": 20, "eval_steps": 4, "compare_steps": 0}, "adapter/adapter_model.safetensors"),
 }
 COUNTS = {"01": 7, "02": 7, "03": 2, "04": 6, "05": 2}

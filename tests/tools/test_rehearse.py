@@ -190,8 +190,7 @@ def test_unknown_data_and_models_are_named(tmp_path):
 # ---- overrides and plans
 
 
-@pytest.mark.parametrize("nb", LESSONS)
-@pytest.mark.parametrize("profile", ["colab", "full"])
+@pytest.mark.parametrize(("nb", "profile"), [*itertools.product(LESSONS, ["colab", "full"]), ("04", "cpu")])
 def test_only_counts_are_cut_and_the_plan_is_that_of_the_notebook(nb, profile):
     path = LESSONS[nb]
     run = lesson.profile_of(path, profile, {})
@@ -210,6 +209,19 @@ def test_only_counts_are_cut_and_the_plan_is_that_of_the_notebook(nb, profile):
     assert larger["total"] > 1.5 * planned["total"]
     assert larger["weights"] == planned["weights"] > 0.1 * memory.GIB
     assert bool(planned["adapters"]) == (nb != "01")
+
+
+def test_a_lesson_without_the_profile_cpu_says_so():
+    assert "has no profile 'cpu'" in refusal(lesson.profile_of, LESSONS["02"], "cpu", {})
+
+
+def test_the_profile_cpu_is_refused_if_the_ram_is_too_small():
+    planned = {"total": 10**15, "CUDA libraries": 0}
+    args = SimpleNamespace(profile="cpu", nb="04", anyway=False)
+    message = refusal(preparation.refuse_small_ram, args, planned)
+    assert "GiB of RAM" in message
+    for given in ({"anyway": True}, {"profile": "full"}):
+        preparation.refuse_small_ram(SimpleNamespace(**{**vars(args), **given}), planned)
 
 
 class Plan(dict):

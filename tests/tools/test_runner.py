@@ -250,6 +250,7 @@ def test_rendered_copy(runs, tmp_path):
         (["--nb", "out/tiny/lesson/lesson.ipynb"], ["no notebook to run at"]),
         (["--out", "lesson.ipynb"], ["Not a directory"]),
         (["--profile", "tinny"], ["tinny", "tiny"]),
+        (["--profile", "cpu"], ["lesson has no profile 'cpu'", "choose tiny, colab or full"]),
         (["--nb", "lesson.ipynb,other.ipynb", "--seed", "1"], ["other has no parameter 'SEED'"]),
     ],
 )

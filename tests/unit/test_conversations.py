@@ -33,6 +33,15 @@ def load_from_hub(dataset, columns=TALK, **settings):
     return load("some/set", columns, on_the_hub(dataset), **settings)
 
 
+def messages(*contents):
+    """What is made of a conversation of these texts."""
+    return said(*contents)
+
+
+def first_questions(part):
+    return [talk[0]["content"] for talk in part["messages"][:]]
+
+
 def talks(*questions, answer="a"):
     """Rows of one question and one answer each."""
     return [{"conversations": [question, answer]} for question in questions]
@@ -46,34 +55,39 @@ FORMS = [
     {"messages": said("q", "a")},
     {"messages": json.dumps(said("q", "a"))},
     {"prompt": "q", "completion": "a"},
+    {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]},
+    {"messages": said("q", "a", roles=["human", "gpt"])},
+    {"prompt": said("q"), "completion": said("a", roles=["assistant"])},
 ]
 
 
 @pytest.mark.parametrize("row", FORMS)
-def test_every_form_of_a_conversation_gives_its_turns(row):
-    assert data.conversations.conversation(row) == ["q", "a"]
+def test_every_form_of_a_conversation_gives_its_messages(row):
+    assert data.conversations.conversation(row) == messages("q", "a")
 
 
 def test_more_turns_and_a_system_message():
-    assert data.conversations.conversation({"messages": said("q", "a", "r", "b")}) == ["q", "a", "r", "b"]
+    assert data.conversations.conversation({"messages": said("q", "a", "r", "b")}) == messages("q", "a", "r", "b")
     system = [{"role": "system", "content": "Be brief."}]
-    assert data.conversations.conversation({"messages": system + said("q", "a")}) == ["Be brief.\n\nq", "a"]
+    assert data.conversations.conversation({"messages": system + said("q", "a")}) == system + messages("q", "a")
     for nothing in ("", None):
         system[0]["content"] = nothing
-        assert data.conversations.conversation({"messages": system + said("q", "a")}) == ["q", "a"]
+        assert data.conversations.conversation({"messages": system + said("q", "a")}) == messages("q", "a")
 
 
 @pytest.mark.parametrize(
     ("row", "parts"),
     [
-        ({"messages": said("a", "b", roles=["human", "gpt"])}, ["message 1 is of 'human' where 'user' is due"]),
+        ({"messages": said("a", "b", roles=["Human", "Bot"])}, ["message 1 is of 'Human' where 'user' is due"]),
+        ({"conversations": [{"from": "gpt", "value": "a"}]}, ["message 1 is of 'assistant' where 'user' is due"]),
+        ({"prompt": said("q"), "completion": said("a")}, ["message 2 is of 'user' where 'assistant' is due"]),
         ({"messages": said("a", "b", roles=["user"])}, ["message 2 is of 'user' where 'assistant' is due"]),
         ({"messages": said("a", "b", roles=["assistant", "user"])}, ["message 1 is of 'assistant'"]),
         ({"messages": said("a", "b", roles=["user", "system"])}, ["message 2 is of 'system'", "one 'system' at most"]),
         ({"messages": said("a", "b", roles=["system", "user"])}, ["the last question has no answer"]),
         ({"messages": said("a", roles=["system"])}, ["there is no question"]),
         ({"messages": said("a", ["b"])}, ["answer 1 is ['b'], which is not text"]),
-        ({"messages": [{"from": "human", "value": "a"}]}, ["message 1 is of None where 'user' is due"]),
+        ({"messages": [{"speaker": "human", "value": "a"}]}, ["message 1 is of None where 'user' is due"]),
         ({"messages": [{"role": ["user"], "content": "a"}]}, ["message 1 is of ['user']"]),
         ({"messages": None}, ["None is not a list of turns"]),
         ({"conversations": []}, ["there is no question"]),
@@ -124,7 +138,7 @@ def test_a_bad_row_gets_one_sentence(tmp_path, case):
     path = jsonl(tmp_path / "train.jsonl", good, row)
     assert_says(refusal(load, path, columns), str(path), *parts)
     jsonl(path, *[good] * 10)
-    assert load(path, columns)["train"]["turns"][:] == [["q", "a"]] * 7
+    assert load(path, columns)["train"]["messages"][:] == [messages("q", "a")] * 7
 
 
 def test_a_bad_csv_gets_one_sentence(tmp_path):
@@ -146,25 +160,25 @@ def test_conversations_of_a_csv_file(tmp_path):
             csv.writer(file).writerows(rows)
     dataset = load(tmp_path, CHAT)
     assert dataset["train"].to_list() == [
-        {"source": "x", "turns": ["who\n?", "me, you"]},
-        {"source": "y", "turns": ["q", "a"]},
+        {"source": "x", "messages": messages("who\n?", "me, you")},
+        {"source": "y", "messages": messages("q", "a")},
     ]
 
 
 def test_only_the_columns_that_were_asked_for_are_read(tmp_path):
-    row = {"prompt": "q", "completion": "a", "messages": said("another", "one"), "turns": "a column of the reader"}
+    row = {"prompt": "q", "completion": "a", "messages": said("another", "one"), "note": "a column of the reader"}
     path = jsonl(tmp_path / "a.jsonl", *[row] * 10)
     dataset = load(path, PAIR)["train"]
-    assert dataset["turns"][0] == ["q", "a"]
-    assert dataset.column_names == ["messages", "turns"]
-    assert load(path, CHAT)["train"]["turns"][0] == ["another", "one"]
+    assert dataset["messages"][0] == messages("q", "a")
+    assert dataset.column_names == ["note", "messages"]
+    assert load(path, CHAT)["train"]["messages"][0] == messages("another", "one")
 
 
 def test_a_parquet_file_is_read_by_load_dataset(tmp_path):
     path = tmp_path / "a.parquet"
     splits_of(train=talks(*"bcdefghijk"))["train"].to_parquet(path)
     dataset = load(path, TALK, load_dataset)
-    assert sorted(talk[0] for part in dataset.values() for talk in part["turns"]) == list("bcdefghijk")
+    assert sorted(text for part in dataset.values() for text in first_questions(part)) == list("bcdefghijk")
 
 
 # ---- splits
@@ -183,17 +197,17 @@ def test_a_test_of_questions_alone_is_left_out_and_another_is_cut_out_of_train(t
     dataset = splits_of(train=talks(*"bcdefghijk"), validation=talks("x"), test=questions)
     found = load_from_hub(dataset)
     assert {split: len(part) for split, part in found.items()} == {"train": 8, "validation": 1, "test": 2}
-    assert {talk[0] for split in ("train", "test") for talk in found[split]["turns"]} == set("bcdefghijk")
+    assert {text for split in ("train", "test") for text in first_questions(found[split])} == set("bcdefghijk")
     for split in dataset:
         jsonl(tmp_path / f"{split}.jsonl", *dataset[split].to_list())
-    assert load(tmp_path)["test"]["turns"][:] == found["test"]["turns"][:]
+    assert load(tmp_path)["test"]["messages"][:] == found["test"]["messages"][:]
     unanswered = splits_of(train=talks(*"bcdefghijk"), validation=questions)
     assert_says(refusal(load_from_hub, unanswered), "split 'validation'", "rows 0, 1, 2", "no answer")
     pairs = splits_of(train=[{"prompt": "q", "completion": "a"}] * 10, test=[{"prompt": "r", "completion": ""}])
     assert len(load_from_hub(pairs, PAIR)["test"]) == 2
     del pairs["test"]
     for nothing in (["q", ""], ["q", None]):
-        assert data.conversations.conversation({"conversations": nothing}, answers=False) == ["q"]
+        assert data.conversations.conversation({"conversations": nothing}, answers=False) == messages("q")
     jsonl(tmp_path / "train.jsonl", *pairs["train"].to_list())
     jsonl(tmp_path / "validation.jsonl", {"prompt": "r", "completion": "b"})
     jsonl(tmp_path / "test.jsonl", {"prompt": "s"})
@@ -214,5 +228,5 @@ def test_missing_splits_are_cut_out_of_train():
     dataset = splits_of(train=talks(*map(str, range(100))))
     found = load_from_hub(dataset, seed=3)
     assert found.num_rows == {"train": 72, "test": 20, "validation": 8}
-    assert load_from_hub(dataset, seed=3)["test"]["turns"][:] == found["test"]["turns"][:]
-    assert load_from_hub(dataset, seed=4)["test"]["turns"][:] != found["test"]["turns"][:]
+    assert load_from_hub(dataset, seed=3)["test"]["messages"][:] == found["test"]["messages"][:]
+    assert load_from_hub(dataset, seed=4)["test"]["messages"][:] != found["test"]["messages"][:]

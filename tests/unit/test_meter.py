@@ -101,3 +101,11 @@ def test_the_peak_is_that_of_the_training(tmp_path, monkeypatch):
     assert events == ["collect", "reset", "pass", "peak"]
     assert cost.peak_bytes == 77
     assert cost.rows == 1
+
+
+def test_a_packed_batch_has_no_mask_and_as_many_rows_as_texts():
+    cost = Meter()
+    module = torch.nn.Linear(1, 1).train()
+    ids = torch.zeros((1, 7), dtype=torch.long)
+    cost.count(module, (), {"input_ids": ids, "position_ids": torch.tensor([[0, 1, 2, 0, 1, 0, 1]])})
+    assert (int(cost.rows), int(cost.real_tokens), cost.padded_tokens) == (3, 7, 7)

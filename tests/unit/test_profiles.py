@@ -116,6 +116,16 @@ def test_a_table_with_a_row_a_setting_is_the_same_as_three_profiles():
         )
 
 
+def test_a_table_of_four_columns_has_the_profile_cpu():
+    table = {"batch_size": (8, 4, 16, 32), "device": ("auto", "cpu", "auto", "auto")}
+    assert list(profiles.table(table)) == ["tiny", "cpu", "colab", "full"]
+    assert vars(profiles.select(table, "cpu", {})) == {"batch_size": 4, "device": "cpu"}
+    with pytest.raises(CourseError, match="write four values in parentheses, for tiny, cpu, colab, full"):
+        profiles.table({**table, "max_length": (1, 2, 3)})
+    with pytest.raises(CourseError, match="PROFILE 'cpu' is not known"):
+        profiles.select(SETTINGS, "cpu", {})
+
+
 @pytest.mark.parametrize("overrides", [{"lora_dropout": "0.1"}, {"batch_size": None}, {"modules": "q"}, {"rank": 4}])
 def test_overrides_of_a_table_are_checked_as_well(overrides):
     with pytest.raises(CourseError, match=f"OVERRIDES: .*{next(iter(overrides))}"):

@@ -89,7 +89,7 @@ def command_line():
     """The parser of the options."""
     parser = argparse.ArgumentParser(prog="python -m tools.rehearse", description=__doc__.split("\n")[0])
     parser.add_argument("--nb", default="", help="the number of the lesson, such as 03, or the path of a notebook")
-    parser.add_argument("--profile", default="full", choices=["colab", "full"])
+    parser.add_argument("--profile", default="full", choices=["cpu", "colab", "full"])
     parser.add_argument("--gpu-memory", type=float, default=0, help="act as a card with so many GB (10^9 bytes)")
     parser.add_argument("--overrides", type=json_object, default={}, help="those of your run, as for make run")
     parser.add_argument("--steps", type=int, default=16, help="training steps, an even number")
@@ -106,6 +106,7 @@ def main():
     """Read the command line, rehearse, and return the exit code."""
     arguments = sys.argv[1:]
     args = command_line().parse_args(arguments)
+    args.cpu = args.cpu or args.profile == "cpu"
     sys.stdout.reconfigure(line_buffering=True)
     if args.child:
         return prepare_in_this_process(args, args.child)

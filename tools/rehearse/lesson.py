@@ -11,7 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from tools import notebooks
-from utils import memory
+from utils import memory, session
 from utils.errors import CourseError
 from utils.paths import ROOT
 
@@ -59,9 +59,11 @@ def assignments(path):
 
 def profile_of(path, profile, overrides):
     """The settings of a profile with overrides, as a namespace: what the notebook's own cell makes of them."""
-    tables = [cell.source for cell in code_cells(path) if "SETTINGS = " in cell.source]
+    tables = [cell.source for cell in code_cells(path) if "profiles.select(" in cell.source]
     if not tables:
-        raise CourseError(f"{path.name} has no SETTINGS to rehearse; name a lesson from 01 on.")
+        raise CourseError(f"{path.name} has no profiles to rehearse; name a lesson from 01 on.")
+    if profile == "cpu" and profile not in notebooks.profiles_of(code_cells(path)):
+        raise CourseError(f"{path.stem} has no profile 'cpu' to rehearse; choose colab or full.")
     names = {"PROFILE": profile, "OVERRIDES": overrides}
     exec(tables[-1], names)  # noqa: S102  (the course's own code: see above)
     return names["run"]
@@ -77,6 +79,11 @@ def cuts(run, steps):
         if name in short:
             overrides[name] = short[name] if value < 0 else min(value, short[name])  # below 0: no limit
     return overrides
+
+
+def planned_dtype(wish, device_map="auto"):
+    """As `session.choose_dtype`, but a plan may be of a card that is not here."""
+    return session.choose_dtype(wish, device_map) if wish == "auto" else wish
 
 
 class NotebookNames(dict):
@@ -120,6 +127,7 @@ def plan_of(path, run, rows):
     values = {
         "run": run,
         "memory": memory,
+        "session": SimpleNamespace(choose_dtype=planned_dtype),
         "torch": torch,
         "math": math,
         "length": rows["longest"],

@@ -8,6 +8,8 @@ import tempfile
 import time
 from pathlib import Path
 
+import psutil
+
 from tools.rehearse.fake_hub import BYTES, KINDS, count_parameters, snapshot, write_tokenizer, write_weights
 from tools.rehearse.lesson import code_cells, cuts, lesson_of, plan_of, profile_of
 from tools.rehearse.rows import write_rows
@@ -15,6 +17,7 @@ from utils import memory
 from utils.errors import CourseError
 from utils.planner import settings
 
+PYTHON_GIB = 2  # RAM of Python with its libraries
 ROOM = 3e9  # bytes of disk for what no rule below counts
 
 
@@ -36,7 +39,7 @@ def prepare(args, folder):
         write_tokenizer(shape, folders[model_id])
     rows = write_rows(run, AutoTokenizer.from_pretrained(run.model_id), folder / "rows")
     cut = {**cuts(run, args.steps), **rows["overrides"]}
-    card = find_card(run, args.gpu_memory * 1e9)
+    card = None if args.profile == "cpu" else find_card(run, args.gpu_memory * 1e9)
     planned = plan_of(path, run, rows)
     counts = {model_id: count_parameters(shape) for model_id, shape in shapes.items()}
     disk = disk_need(path, counts, planned)
@@ -58,6 +61,7 @@ def prepare(args, folder):
         return {"run": None}
     refuse_full_disk(args, disk, free)
     refuse_small_card(args, card, planned, run, rows["longest"])
+    refuse_small_ram(args, planned)
     started = time.perf_counter()
     for model_id, shape in shapes.items():
         write_weights(shape, folders[model_id])
@@ -138,6 +142,17 @@ def refuse_small_card(args, card, planned, run, length):
         place += f" (other programs use {card['others'] / memory.GIB:.1f})"
     remedy = remedy_for(planned.largest_batch(has), run, length)
     raise CourseError(f"{place}; {remedy}; --anyway tries it all the same.")
+
+
+def refuse_small_ram(args, planned):
+    """Raise CourseError if the profile `cpu` needs more RAM than is free, unless it is to be tried all the same."""
+    if args.profile != "cpu" or args.anyway:
+        return
+    needs = (planned["total"] - planned["CUDA libraries"]) * (1 + settings.SLACK) / memory.GIB + PYTHON_GIB
+    has = psutil.virtual_memory().available / memory.GIB
+    if needs > has:
+        place = f"lesson {args.nb}, profile cpu, is planned at {needs:.1f} GiB of RAM, and {has:.1f} GiB are free"
+        raise CourseError(f"{place}; take a smaller batch (OVERRIDES), or --anyway, which tries it all the same.")
 
 
 def remedy_for(largest_batch, run, length):

@@ -119,7 +119,7 @@ def talks(tokenizer):
         return {"conversations": [writer.text("question", 83, 0.6)], "source": writer.random.choice(SOURCES)}
 
     files = {"train": [answered_talk() for _ in range(1030)], "test": [question() for _ in range(300)]}
-    return SyntheticRows(files, inputs, writer.lengths, {"data_files": {}})
+    return SyntheticRows(files, inputs, writer.lengths)
 
 
 def comparisons(tokenizer):

@@ -1,4 +1,4 @@
-"""Data of lesson 04: questions and answers, in one turn or several."""
+"""Data of lesson 04: conversations of questions and answers, in the forms that people write them in."""
 
 import contextlib
 import json
@@ -8,18 +8,25 @@ from utils.data import reading, rules, splitting
 from utils.errors import CourseError, first_ten
 
 TALKS = ("messages", "conversations")  # columns with a whole conversation in one cell
+ROLES = {  # as transformers calls them, and as ShareGPT does
+    "system": "system",
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+}
 WRITE = 'write ["question", "answer"], or [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]'
 
 
 def load(dataset_id, load_dataset, columns=("conversations",), seed=0):
     """Reads and checks conversations; returns a `datasets.DatasetDict` of train, validation and test.
 
-    Its column `turns` holds a list of texts: question, answer, question, answer, ... It stands in place of `columns`;
-    other columns are kept.
+    Its column `messages` holds a list of {"role": "user" or "assistant", "content": text}, perhaps after one message of
+    the role "system", as chat templates want it. It stands in place of `columns`; other columns are kept.
 
-    columns: ("conversations",) or ("messages",), a list of texts or of {"role": ..., "content": ...}, or JSON text of
-    one (see `conversation`); or ("prompt", "completion"), two texts. No turn may be empty, and no conversation longer
-    than a million characters.
+    columns: ("conversations",) or ("messages",), a list of texts (question, answer, ...), of {"role", "content"} or of
+    ShareGPT's {"from", "value"}, or JSON text of one (see `conversation`); or ("prompt", "completion"), two texts or
+    two lists of messages. No turn may be empty, and no conversation longer than a million characters.
 
     dataset_id says where the data is:
     * a folder with files train, validation and test, all .csv, all .jsonl or all .parquet. Validation and test may be
@@ -36,42 +43,58 @@ def load(dataset_id, load_dataset, columns=("conversations",), seed=0):
     trained on, with file, row, column and remedy.
     """
     tables = reading.read(dataset_id, load_dataset, columns)
-    turns = {table.split: [] for table in tables}
+    talks = {table.split: [] for table in tables}
     for table in tables:
-        turns[table.split].extend(check(table, columns, answers=table.split != "test"))
+        talks[table.split].extend(check(table, columns, answers=table.split != "test"))
     dataset = reading.to_datasets(tables, columns)
-    rules.warn_of_repeats({split: [talk[0] for talk in talks] for split, talks in turns.items()})
-    for split, talks in turns.items():
-        if all(len(talk) % 2 == 0 for talk in talks):
-            dataset[split] = _with_turns(dataset[split], columns, talks)
+    rules.warn_of_repeats({split: [_first_question(talk) for talk in rows] for split, rows in talks.items()})
+    for split, rows in talks.items():
+        if all(talk[-1]["role"] == "assistant" for talk in rows):
+            dataset[split] = _with_messages(dataset[split], columns, rows)
         else:
             del dataset[split]
     return splitting.add_missing_splits(dataset, seed)
 
 
-def _with_turns(part, columns, talks):
-    """The Dataset with a column `turns` in place of `columns`."""
-    if "turns" in part.column_names:
-        part = part.remove_columns("turns")
-    part = part.add_column("turns", talks)
-    return part.remove_columns([column for column in columns if column in part.column_names])
+def _first_question(talk):
+    """What stands before the first answer, the system message included."""
+    texts = []
+    for message in talk:
+        if message["role"] == "assistant":
+            break
+        texts.append(message["content"])
+    return "\n".join(texts)
+
+
+def _with_messages(part, columns, talks):
+    """The Dataset with a column `messages` in place of `columns`."""
+    replaced = [column for column in part.column_names if column in (*columns, "messages")]
+    part = part.add_column("checked_messages", talks).remove_columns(replaced)
+    return part.rename_column("checked_messages", "messages")
 
 
 def check(table, columns, answers=True):
-    """The turns of each row of a Table; raises CourseError for the first kind of bad row.
+    """The messages of each row of a Table; raises CourseError for the first kind of bad row.
 
     answers: whether the last question of a row must have its answer.
     """
     if len(columns) == 1:
         rules.check_columns(table, columns)
-        talks = _turns_of_rows(table, columns, answers)
-        _check_texts(table, columns[0], ["\n".join(talk) for talk in talks])
+        talks = _talks_of_rows(table, columns, answers)
+        _check_texts(table, columns[0], [_whole_text(talk) for talk in talks])
         return talks
     needed = columns if answers else columns[:1]
     rules.check_columns(table, needed)
     for column in reversed(needed):
-        _check_texts(table, column, table.column(column))
-    return _turns_of_rows(table, columns, answers)
+        if not any(isinstance(value, list) for value in table.column(column)):
+            _check_texts(table, column, table.column(column))
+    talks = _talks_of_rows(table, columns, answers)
+    _check_texts(table, columns[0], [_whole_text(talk) for talk in talks])
+    return talks
+
+
+def _whole_text(talk):
+    return "\n".join(message["content"] for message in talk)
 
 
 def _check_texts(table, column, values):
@@ -79,7 +102,7 @@ def _check_texts(table, column, values):
     rules.refuse_long_texts(table, column, values)
 
 
-def _turns_of_rows(table, columns, answers):
+def _talks_of_rows(table, columns, answers):
     """`conversation` of each row of a Table; the first fault is told with the numbers of all bad rows."""
     talks, faults = [], {}
     for number, row in table.rows([column for column in columns if column in table.columns]):
@@ -95,23 +118,28 @@ def _turns_of_rows(table, columns, answers):
 
 
 def conversation(row, answers=True):
-    """The turns of `row` as a list of strings: question, answer, question, answer, ...
+    """The messages of `row`: a list of {"role": "user" or "assistant" in turn, "content": text}, perhaps after one
+    message of the role "system".
 
-    row holds "messages" or "conversations", a list of strings or of {"role": ..., "content": ...}, or JSON text of
-    one; or "prompt" and "completion". Roles are user and assistant in turn; the text of a first system message is put
-    in front of the first question. answers: whether the last question must have its answer; with answers=False it may
-    be missing or empty, and the list then ends with the question, as in the test split of LIMA.
+    row holds "messages" or "conversations": a list of strings (question, answer, ...), of {"role", "content"} or of
+    ShareGPT's {"from": "human" or "gpt", "value"}, or JSON text of one; or "prompt" and "completion", two strings or
+    two lists of messages. A system message without a text is left out.
+    answers: whether the last question must have its answer; with answers=False it may be missing or empty, and the
+    list then ends with the question, as in the test split of LIMA.
     Raises CourseError that says what is wrong, but not where.
     """
     turns = _list_of_turns(row)
-    system = ""
+    system = []
     if turns and all(isinstance(turn, dict) for turn in turns):
         system, turns = _texts_of_messages(turns)
     last_answer_is_empty = len(turns) > 0 and len(turns) % 2 == 0 and turns[-1] in (None, "")
     if last_answer_is_empty and not answers:
         turns = turns[:-1]
     _check_turns(turns, answers)
-    return [system + turns[0], *turns[1:]]
+    messages = list(system)
+    for place, text in enumerate(turns):
+        messages.append({"role": "assistant" if place % 2 else "user", "content": text})
+    return messages
 
 
 def _list_of_turns(row):
@@ -121,7 +149,10 @@ def _list_of_turns(row):
         names = first_ten(map(repr, row))
         raise CourseError(f"no column 'messages', 'conversations' or 'prompt' among {names}; add one.")
     if column is None:
-        return [row["prompt"], row.get("completion")]
+        prompt, completion = row["prompt"], row.get("completion")
+        if isinstance(prompt, list) and isinstance(completion, list):
+            return prompt + completion
+        return [prompt, completion]
     turns = row[column]
     if isinstance(turns, str):
         with contextlib.suppress(ValueError, RecursionError):  # what is no JSON stays a string, which is no list
@@ -132,19 +163,31 @@ def _list_of_turns(row):
 
 
 def _texts_of_messages(messages):
-    """(what to put in front of the first question, the contents) of a list of {"role": ..., "content": ...}."""
-    system = ""
-    if messages[0].get("role") == "system":
-        content = messages[0].get("content")
-        if content:
-            system = f"{content}\n\n".lstrip()
-        messages = messages[1:]
-    for number, message in enumerate(messages, 1):
+    """(the system message, in a list that may be empty, and the texts of the others) of a list of messages."""
+    named = [_role_and_text(message) for message in messages]
+    system = []
+    if named[0][0] == "system":
+        if named[0][1]:
+            system = [{"role": "system", "content": named[0][1]}]
+        named = named[1:]
+    for number, (role, _) in enumerate(named, 1):
         due = "user" if number % 2 else "assistant"
-        if message.get("role") != due:
+        if role != due:
             remedy = "let 'user' and 'assistant' take turns, after one 'system' at most"
-            raise CourseError(f"message {number} is of {message.get('role')!r} where {due!r} is due; {remedy}.")
-    return system, [message.get("content") for message in messages]
+            raise CourseError(f"message {number} is of {role!r} where {due!r} is due; {remedy}.")
+    return system, [text for _, text in named]
+
+
+def _role_and_text(message):
+    """The role, in the words of transformers if ROLES knows it, and the text of {"role", "content"} or of
+    {"from", "value"}."""
+    if "role" not in message and "from" in message:
+        role, text = message["from"], message.get("value")
+    else:
+        role, text = message.get("role"), message.get("content")
+    if isinstance(role, str):
+        role = ROLES.get(role, role)
+    return role, text
 
 
 def _check_turns(turns, answers):
