@@ -45,6 +45,7 @@ if tokenizer.pad_token is None:
 
 
 def ids_of(text):
+    """Token ids of a text; control tokens that somebody wrote into it stay text."""
     return tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
 
@@ -120,6 +121,7 @@ model.print_trainable_parameters()
 
 
 def compute_metrics(prediction):
+    """The log loss of a validation."""
     logits, labels = prediction
     return {"log_loss": log_loss(labels, softmax(logits.astype(float), axis=1), labels=range(3))}
 
