@@ -36,13 +36,15 @@ NO_SUCH_FIELDS = {  # sizes that a family calls otherwise
 }
 
 
-def decoder(model_type, folder, texts, *, chat_template=None, seed=0, **changes):
+def decoder(model_type, folder, texts, *, chat_template=None, chat_tokens=(), seed=0, **changes):
     """Writes a decoder with random weights to a folder; returns its path as a string.
 
     model_type: a key of DECODERS. texts: a list, on which its byte-level tokenizer is trained. chat_template: of the
-    tokenizer; by default it has none, as a base model. changes: fields of its configuration.
+    tokenizer; by default it has none, as a base model. chat_tokens: control tokens of that template. changes: fields of
+    its configuration.
     """
-    tokenizer = byte_level_tokenizer(texts, has_pad=model_type not in ("llama", "gpt2"), chat_template=chat_template)
+    tokenizer = byte_level_tokenizer(texts, has_pad=model_type not in ("llama", "gpt2"), more=chat_tokens)
+    tokenizer.chat_template = chat_template
     left_out = NO_SUCH_FIELDS.get(model_type, ())
     fields = {name: value for name, value in SIZES.items() if name not in left_out}
     fields.update(DECODERS[model_type])
@@ -60,9 +62,10 @@ def decoder(model_type, folder, texts, *, chat_template=None, seed=0, **changes)
     return str(folder)
 
 
-def byte_level_tokenizer(texts, *, size=400, has_pad=True, chat_template=None):
-    """A byte-level BPE tokenizer trained on texts; as Llama's and GPT-2's it has no pad token unless has_pad."""
-    special = ["<s>", "</s>"] + ([PADDING] if has_pad else [])
+def byte_level_tokenizer(texts, *, size=400, has_pad=True, more=()):
+    """A byte-level BPE tokenizer trained on texts, with more control tokens; without has_pad it has no pad token, as
+    those of Llama and GPT-2."""
+    special = ["<s>", "</s>", *([PADDING] if has_pad else []), *more]
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -72,9 +75,7 @@ def byte_level_tokenizer(texts, *, size=400, has_pad=True, chat_template=None):
     names = {"bos_token": "<s>", "eos_token": "</s>"}
     if has_pad:
         names["pad_token"] = PADDING
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=512, **names)
-    tokenizer.chat_template = chat_template
-    return tokenizer
+    return PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=512, **names)
 
 
 def texts_of(folder, split="train"):
