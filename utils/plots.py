@@ -63,18 +63,22 @@ def _curve(axes, history, key, label, colour):
     axes.plot(steps, values, "o-", color=colour, label=label, markersize=3)
 
 
-def reliability_diagram(points, path):
-    """Stated probability against the share that came true: {name: points of metrics.calibration_error}, three at most
-    with a style of their own."""
-    styles = ["o-", "s--", "^:"]
-    figure, axes = plt.subplots(figsize=(4.5, 4))
-    axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, label="perfectly calibrated")
-    for (name, groups), style in zip(points.items(), styles, strict=False):
-        stated = [mean_stated for mean_stated, _, _ in groups]
-        came_true = [share_true for _, share_true, _ in groups]
-        axes.plot(stated, came_true, style, label=name, markersize=5)
-    axes.set(xlabel="stated probability", ylabel="share that came true", xlim=(0, 1), ylim=(0, 1))
-    axes.legend()
+def reliability_diagram(judges, path):
+    """Stated probability against the share that came true, a panel for each of `judges`: {title: (points, shares)}.
+
+    points: of metrics.calibration_error. shares: (draws, bins), what came true when winners were drawn from the stated
+    probabilities themselves; the grey band holds 95 % of it, so what lies inside may be chance.
+    """
+    figure, panels = plt.subplots(1, len(judges), figsize=(4.5 * len(judges), 4), squeeze=False)
+    for axes, (title, (points, shares)) in zip(panels[0], judges.items(), strict=True):
+        stated = [mean_stated for mean_stated, _, _ in points]
+        came_true = [share_true for _, share_true, _ in points]
+        low, high = np.quantile(shares, [0.025, 0.975], axis=0)
+        axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, label="perfectly calibrated")
+        axes.fill_between(stated, low, high, color=GREY, alpha=0.3, linewidth=0, label="95 % of what chance does")
+        axes.plot(stated, came_true, "o", markersize=5, label=f"{points[0][2]} statements a dot")
+        axes.set(xlabel="stated probability", ylabel="share that came true", xlim=(0, 1), ylim=(0, 1), title=title)
+        axes.legend(loc="upper left", fontsize="small")
     show(figure, path)
 
 

@@ -26,7 +26,8 @@ def load(dataset_id, load_dataset, bad_rows="refuse", n_folds=20, seed=0):
     * a .csv, .jsonl or .parquet file;
     * a name on the hub, such as "lmsys/lmsys-arena-human-preference-55k".
     A test without winners cannot be scored and is left out. A missing validation or test split is one of n_folds folds
-    of the training rows. The fold of a row is a checksum of its prompt, so each prompt stands on one side only.
+    of the training rows. The fold of a row is a checksum of its prompt, so each prompt stands on one side only. With
+    n_folds=None nothing is split: the splits are those of the files, in the order of their rows.
 
     load_dataset is the function of the `datasets` library, which reads a name on the hub or Parquet; or one with more
     settings: functools.partial(load_dataset, revision="..."). seed: of the order of rows in train and in folds.
@@ -49,7 +50,8 @@ def load(dataset_id, load_dataset, bad_rows="refuse", n_folds=20, seed=0):
         frame = _without_repeats(frame, split, dropped[split])
         if split not in without_winners:
             frames[split] = frame
-    frames = split_by_prompt(frames, n_folds, seed)
+    if n_folds is not None:
+        frames = split_by_prompt(frames, n_folds, seed)
     rules.warn_of_repeats({split: frame["prompt"] for split, frame in frames.items()})
     return frames
 
