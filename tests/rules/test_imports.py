@@ -96,7 +96,7 @@ def test_only_notebooks_tools_benchmarks_and_tests_import_what_is_made_for_speed
         for path in folder.rglob("*.py"):
             assert not any(name.startswith(SPEED) for name in imported_names(path.read_text("utf-8"))), path
     sources = [path.read_text("utf-8") for path in notebooks()]
-    assert any("utils.speed import" in source for source in sources), "then it would be there for nobody"
+    assert any("speed.DuringTraining" in source for source in sources), "then it would be there for nobody"
 
 
 def small_package(folder, files):
