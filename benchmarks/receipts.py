@@ -26,6 +26,7 @@ SETTINGS_OF_LENGTH = {
     "eval_steps",
     "logging_steps",
     "eval_rows",
+    "validation_rows",
     "max_new_tokens",
     "unquantized_rows",
     "compare_rows",

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from tools import notebooks
-from utils import memory, session
+from utils import memory, session, speed
 from utils.errors import CourseError
 from utils.paths import ROOT
 
@@ -127,6 +127,7 @@ def plan_of(path, run, rows):
     values = {
         "run": run,
         "memory": memory,
+        "speed": speed,
         "session": SimpleNamespace(choose_dtype=planned_dtype),
         "torch": torch,
         "math": math,

@@ -71,6 +71,13 @@ def _check(names):
         raise CourseError(f"speed: {' and '.join(exclusive)} exclude each other; {remedy}.")
 
 
+def has_flash_attention():
+    """Whether the lever "flash_attention" runs on this machine: an H100 or newer with the package flash-attn-4."""
+    from utils.speed import flash
+
+    return not flash.why_not()
+
+
 class DuringTraining(ForwardHookCallback):
     """Callback of Trainer that applies levers when a training begins and takes them back when it ends.
 
