@@ -85,7 +85,7 @@ def test_by_hand_the_width_of_a_row_does_not_matter(hand, width):
 
 def test_it_runs_in_time_and_follows_the_contract(lesson_00):
     record = lesson_00.results
-    assert lesson_00.seconds < 90, "40 on two idle cores"
+    assert lesson_00.seconds < 300, "55 on two idle cores; other tests run beside it"
     assert list(record) == results.KEYS
     assert (record["lesson"], record["metric"], record["higher_is_better"]) == (NOTEBOOK.stem, "nf4_error", False)
     assert record["n_eval"] == 1_000_000

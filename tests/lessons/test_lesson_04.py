@@ -161,7 +161,7 @@ def test_the_notebook_shows_what_it_says(sft):
         "TRL's collator, pad = eos: the token that ends the answer stands 1 times",
         "as TRL left the adapter: {torch.bfloat16}",
         "bf16                   TrainingArguments: False    SFTConfig: None",
-        "gradient_checkpointing TrainingArguments: False    SFTConfig: True",
+        "gradient_checkpointing TrainingArguments: None     SFTConfig: True",
         "reloaded: the same",
     ):
         assert words in printed, words
