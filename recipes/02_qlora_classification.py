@@ -56,19 +56,21 @@ head = [name for name, part in parts if name != outline.base_model_prefix and li
 # The frozen base: weights stored in 4 bits, multiplied in the type that this machine is good at.
 has_bf16 = torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0)
 compute_dtype = torch.bfloat16 if has_bf16 else torch.float32
-loading = {
-    "num_labels": len(label_names),
-    "id2label": dict(enumerate(label_names)),
-    "dtype": compute_dtype,
-    "quantization_config": BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=compute_dtype,
-        llm_int8_skip_modules=head,
-    ),
-}
-model = AutoModelForSequenceClassification.from_pretrained(options.model, **loading)
+quantization_config = BitsAndBytesConfig(
+    load_in_4bit=True,
+    bnb_4bit_quant_type="nf4",
+    bnb_4bit_use_double_quant=True,
+    bnb_4bit_compute_dtype=compute_dtype,
+    llm_int8_skip_modules=head,
+)
+id2label = dict(enumerate(label_names))
+model = AutoModelForSequenceClassification.from_pretrained(
+    options.model,
+    num_labels=len(label_names),
+    id2label=id2label,
+    dtype=compute_dtype,
+    quantization_config=quantization_config,
+)
 for module in model.modules():  # some CPUs repack 4-bit weights in an evaluation and then cannot train on (GPUs do not)
     if isinstance(module, bnb.nn.Linear4bit):
         module.support_avx512bf16_for_cpu = False
@@ -116,7 +118,13 @@ print(trainer.evaluate(encoded["test"], metric_key_prefix="test"))
 trainer.save_model(options.output)  # the adapter and the head; the base stays where it is
 
 # Elsewhere: the base in 4 bits again, and the adapter on it.
-reloaded = AutoPeftModelForSequenceClassification.from_pretrained(options.output, **loading).eval()
+reloaded = AutoPeftModelForSequenceClassification.from_pretrained(
+    options.output,
+    num_labels=len(label_names),
+    id2label=id2label,
+    dtype=compute_dtype,
+    quantization_config=quantization_config,
+).eval()
 batch = tokenizer(["could you let a little breeze in for me?"], return_tensors="pt").to(reloaded.device)
 with torch.no_grad():
     probabilities = reloaded(**batch).logits.softmax(dim=-1)[0]

@@ -64,6 +64,4 @@ def profiles_of(cells):
             name = ast.unparse(statement.targets[0])
             if name == "SETTINGS":
                 return profiles.names_of_columns(len(statement.value.values[0].elts))
-            if name == "PROFILES":
-                return tuple(key.value for key in statement.value.keys)
     return ()

@@ -1,4 +1,4 @@
-"""One colour-blind safe style for all figures, the figures that every lesson draws, and a view of tokens."""
+"""One colour-blind safe style for all figures, figures that a lesson draws, and a view of tokens."""
 
 import html
 
@@ -41,26 +41,6 @@ def length_histogram(lengths, max_length, path):
     axes.set(xlabel="tokens in an example", ylabel="examples")
     axes.xaxis.get_major_locator().set_params(integer=True)
     show(figure, path)
-
-
-def learning_curve(history, metric, path):
-    """Loss and `metric` against optimizer steps, from `trainer.state.log_history`."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3))
-    _curve(left, history, "loss", label="training", colour=GREY)
-    _curve(left, history, "eval_loss", label="validation", colour=BLUE)
-    left.set(xlabel="optimizer step", ylabel="loss")
-    left.legend()
-    _curve(right, history, f"eval_{metric}", label="validation", colour=BLUE)
-    right.set(xlabel="optimizer step", ylabel=metric)
-    show(figure, path)
-
-
-def _curve(axes, history, key, label, colour):
-    """Draws the values of `key` against the steps at which they were logged."""
-    entries = [entry for entry in history if key in entry]
-    steps = [entry["step"] for entry in entries]
-    values = [entry[key] for entry in entries]
-    axes.plot(steps, values, "o-", color=colour, label=label, markersize=3)
 
 
 def reliability_diagram(judges, path):

@@ -9,7 +9,6 @@ from pathlib import Path
 import psutil
 
 from utils import meter, paths, session
-from utils.units import GIB
 
 
 @dataclass
@@ -171,27 +170,6 @@ def _without_root(value):
     if isinstance(value, str | Path):
         return str(value).replace(str(paths.ROOT), ".")
     return value
-
-
-def benchmarks(lesson):
-    """{recipe: what it reached} of lesson "01" to "05", measured at full size on a GPU by benchmarks/bench.py.
-
-    The recipes come in the order of their speed, the slowest first.
-    """
-    folder = paths.ROOT / "benchmarks" / "receipts" / "bench"
-    reached = {}
-    for path in sorted(folder.glob(f"{lesson}_*.json")):
-        receipt = json.loads(path.read_text("utf-8"))
-        reached[receipt["arm"]] = {
-            "rows/s": receipt["rows_per_second"],
-            "real tokens/s": receipt["real_tokens_per_second"],
-            "ms a step": 1000 * receipt["step_seconds"],
-            "peak GiB": receipt["peak_allocated_bytes"] / GIB,
-            "first steps, s": receipt["first_steps_seconds"],
-            "card": card(receipt),
-        }
-    slowest_first = sorted(reached, key=lambda recipe: reached[recipe]["real tokens/s"])
-    return {recipe: reached[recipe] for recipe in slowest_first}
 
 
 def card(record):

@@ -213,7 +213,7 @@ def test_only_counts_are_cut_and_the_plan_is_that_of_the_notebook(nb, profile):
 
 
 def test_a_lesson_without_the_profile_cpu_says_so():
-    assert "has no profile 'cpu'" in refusal(lesson.profile_of, LESSONS["02"], "cpu", {})
+    assert "PROFILE 'cpu' is not known" in refusal(lesson.profile_of, LESSONS["02"], "cpu", {})
 
 
 def test_the_profile_cpu_is_refused_if_the_ram_is_too_small():

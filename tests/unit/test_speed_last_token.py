@@ -56,12 +56,17 @@ def test_it_answers_and_learns_the_same(window, side, checkpointing, monkeypatch
     usual_bytes = meter.saved_bytes(model, batch)
     usual = loss_logits_and_gradients(model, batch)
 
-    model = with_lora(last_token.read_last_token(classifier()), checkpointing)
-    last_bytes = meter.saved_bytes(model, batch)
-    last = loss_logits_and_gradients(model, batch)
+    base = classifier()
+    model = with_lora(base, checkpointing)
+    with last_token.reading_last_token(base):
+        last_bytes = meter.saved_bytes(model, batch)
+        last = loss_logits_and_gradients(model, batch)
 
     monkeypatch.setattr(last_token, "_find_last_token", one_token_earlier)
-    wrong = loss_logits_and_gradients(with_lora(last_token.read_last_token(classifier()), checkpointing), batch)
+    base = classifier()
+    model = with_lora(base, checkpointing)
+    with last_token.reading_last_token(base):
+        wrong = loss_logits_and_gradients(model, batch)
 
     for one, other in zip(usual, last, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4 * one.abs().max().item())

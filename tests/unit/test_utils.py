@@ -189,16 +189,6 @@ def test_results_refuse_a_missing_key(tmp_path):
         results.write(tmp_path, **record(costs={"trainable_parameters": 1}))
 
 
-def test_receipts_of_earlier_runs_are_still_read():
-    """They have neither settings nor overrides nor wall_seconds."""
-    for lesson in ("01", "02", "03", "04", "05"):
-        table = results.benchmarks(lesson)
-        rates = [row["real tokens/s"] for row in table.values()]
-        assert rates == sorted(rates)
-        assert rates[0] > 0
-        assert all(row["card"].startswith("H") for row in table.values())
-
-
 def test_the_environment_in_one_line(capsys, monkeypatch):
     session.report()
     line = capsys.readouterr().out
@@ -258,10 +248,7 @@ def test_a_version_without_its_build(version, public):
     assert session.public_version(version) == public
 
 
-def test_figures_are_saved(tmp_path):
+def test_a_figure_is_saved(tmp_path):
     plots.length_histogram([3, 4, 4, 9], 8, tmp_path / "a.png")
-    history = [{"step": 1, "loss": 2.0}, {"step": 1, "eval_loss": 1.9, "eval_accuracy": 0.5}]
-    plots.learning_curve(history, "accuracy", tmp_path / "b.png")
-    for name in ("a.png", "b.png"):
-        image = plots.plt.imread(tmp_path / name)
-        assert np.unique(image[..., :3].reshape(-1, 3), axis=0).shape[0] > 20, "an empty picture has few colours"
+    image = plots.plt.imread(tmp_path / "a.png")
+    assert np.unique(image[..., :3].reshape(-1, 3), axis=0).shape[0] > 20, "an empty picture has few colours"

@@ -1,7 +1,7 @@
 """What makes a training step faster or smaller, one lever a file; `apply` pulls several of them on a loaded model.
 
 README.md beside this file says what each lever does, brings and costs. A lever's module is imported when the lever is
-asked for, so that importing this package costs nothing.
+asked for.
 """
 
 import contextlib

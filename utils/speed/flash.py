@@ -10,16 +10,6 @@ from utils.errors import CourseError
 FLASH = "fa4_compiled"  # transformers loads a package itself for a name with "flash" in it
 
 
-def fastest(otherwise="eager", flash=FLASH):
-    """The value of `attn_implementation` for a decoder that is trained with compiled layers: FLASH, registered, where
-    it runs (a GPU of compute capability 9 or higher and the package flash-attn-4), else "eager". Or whatever else
-    depends on it: `flash` in the first case, `otherwise` in the second."""
-    if why_not():
-        return otherwise
-    compiled_flash()
-    return flash
-
-
 def why_not():
     """Why FLASH does not run here, in a few words; an empty string where it does."""
     if not torch.cuda.is_available():

@@ -6,23 +6,15 @@ import torch
 from transformers.models.gemma2 import modeling_gemma2 as gemma2
 
 
-def read_last_token(classifier):
-    """Lets the last layer of a Gemma-2 classifier compute what is read of it, the last token of each row; returns it.
-
-    The head reads no other token: their queries, attention and feed-forward steps in the last layer change nothing, and
-    only their keys and values are computed there. Logits and gradients are the same up to rounding; of
-    last_hidden_state all tokens are the last one. No cache. `classifier` is the model of transformers: without PEFT, or
-    what `get_base_model()` of PEFT's model returns.
-    """
-    decoder = classifier.base_model
-    decoder.register_forward_pre_hook(_find_last_token, with_kwargs=True)
-    decoder.layers[-1].__class__ = LastTokenLayer
-    return classifier
-
-
 @contextlib.contextmanager
 def reading_last_token(classifier):
-    """Inside the `with` block the last layer computes what `read_last_token` says; outside it is the usual one."""
+    """Inside the `with` block the last layer of a Gemma-2 classifier computes what is read of it: one token a row.
+
+    The head reads only the last token of each row. The queries, attention and feed-forward steps of the others in the
+    last layer change nothing, so only their keys and values are computed there. Logits and gradients are the same up to
+    rounding; in last_hidden_state all tokens are the last one. No cache. `classifier` is the model of transformers:
+    without PEFT, or what `get_base_model()` of PEFT's model returns.
+    """
     decoder = classifier.base_model
     layer = decoder.layers[-1]
     usual_class = layer.__class__
