@@ -100,10 +100,10 @@ def load_model(base):
         )
     elif base == "int8":
         quantization_config = BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=["classifier"])
+    adapters.keep_trainable()
     model = AutoModelForSequenceClassification.from_pretrained(
         MODEL, num_labels=5, dtype=torch.float32, quantization_config=quantization_config
     )
-    adapters.keep_trainable(model)
     if quantization_config is not None:
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     return model

@@ -40,12 +40,12 @@ def load(folder, base, device):
         )
     elif base == "int8":
         quantization_config = BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=["classifier"])
+    adapters.keep_trainable()
     model = AutoModelForSequenceClassification.from_pretrained(
         folder,
         dtype=torch.float32 if base == "float32" else torch.bfloat16,
         quantization_config=quantization_config,
     )
-    adapters.keep_trainable(model)
     if quantization_config is not None:
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     lora_config = LoraConfig(

@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from datasets import disable_progress_bars, load_dataset
 from peft import LoraConfig, get_peft_model
-from rouge_score import rouge_scorer
 from transformers import (
     AutoConfig,
     AutoModelForSeq2SeqLM,
@@ -34,7 +33,7 @@ from transformers import (
 
 from utils import metrics, session
 from utils.paths import ROOT
-from utils.rouge import CachedStemmer, Rouge
+from utils.rouge import Rouge
 from utils.training import adapters
 
 MODEL = ROOT / "data" / "models" / "tiny-t5"
@@ -87,6 +86,7 @@ def load_base(way, folder):
         model_id = Path(folder) / "random"
         AutoModelForSeq2SeqLM.from_config(AutoConfig.from_pretrained(MODEL)).save_pretrained(model_id)
     with wo_quantized(way.wo_in_4_bits):
+        adapters.keep_trainable()
         model = AutoModelForSeq2SeqLM.from_pretrained(
             model_id,
             dtype=torch.float32,
@@ -98,7 +98,6 @@ def load_base(way, folder):
                 bnb_4bit_quant_storage=torch.float32,
             ),
         )
-    adapters.keep_trainable(model)
     in_4_bits = sum(isinstance(module, bnb.nn.Linear4bit) for module in model.modules())
     if in_4_bits != (48 if way.wo_in_4_bits else 42):
         raise ValueError(f"{in_4_bits} layers are in 4 bits, so this is not the model that was asked for")
@@ -157,7 +156,7 @@ def write_summaries(model, tokenizer, texts, longest_text):
 
 def judge(summaries, rows):
     """{"facts": share of the facts that are stated, "rougeL": mean F1} of summaries of `rows`."""
-    rouge = Rouge(rouge_scorer.RougeScorer(["rougeL"], tokenizer=CachedStemmer()))
+    rouge = Rouge(["rougeL"])
     hits = [metrics.fact_hits(said, facts) for said, facts in zip(summaries, rows["facts"], strict=True)]
     scores = rouge.compute(predictions=summaries, references=rows["summary"][:])
     return {"facts": float(np.mean(hits)), "rougeL": float(scores["rougeL"])}

@@ -52,7 +52,7 @@ OTHER_SECTIONS = {  # of lessons that train nothing
     ],
 }
 FORBIDDEN_FUNCTIONS = {"eval", "exec", "compile", "__import__", "open"}  # model.eval() is another thing
-DRAWING = {"plots.show", "plots.length_histogram", "plots.reliability_diagram"}
+DRAWING = {"plt.show", "plots.reliability_diagram"}
 FORBIDDEN_METHODS = {"system", "popen", "is_available", "is_bf16_supported", "login"}
 
 

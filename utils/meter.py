@@ -14,7 +14,8 @@ class Meter(ForwardHookCallback):
     seconds: from the beginning of the training to its end, with evaluations and checkpoints. rows, real_tokens
     (attention mask 1) and padded_tokens (all positions): what went forward in training, evaluation left out. A packed
     batch has no mask; its rows are the texts in it.
-    peak_bytes: the most that was allocated on the GPU at once, None where there is no GPU.
+    peak_bytes: the most that was allocated on the GPU at once, None where there is no GPU. optimizer_bytes: all states
+    of the optimizer at the end.
     A second training is metered anew.
     """
 
@@ -27,6 +28,7 @@ class Meter(ForwardHookCallback):
         self.padded_tokens = 0
         self.seconds = None
         self.peak_bytes = None
+        self.optimizer_bytes = None
         self._started = None
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
@@ -56,14 +58,16 @@ class Meter(ForwardHookCallback):
             self.rows = self.rows + (inputs["position_ids"] == 0).sum()
             self.real_tokens = self.real_tokens + positions
 
-    def on_train_end(self, args, state, control, **kwargs):
+    def on_train_end(self, args, state, control, optimizer=None, **kwargs):
         """Ends the count; from now on the attributes are plain numbers."""
-        super().on_train_end(args, state, control, **kwargs)
+        super().on_train_end(args, state, control, optimizer=optimizer, **kwargs)
         self.rows = int(self.rows)
         self.real_tokens = int(self.real_tokens)
         self.seconds = time.perf_counter() - self._started
         if torch.cuda.is_available():
             self.peak_bytes = torch.cuda.max_memory_allocated()
+        if optimizer is not None:
+            self.optimizer_bytes = optimizer_bytes(optimizer)
 
 
 def tensor_bytes(tensors):

@@ -94,14 +94,3 @@ def calibration_error(probabilities, labels, bins=10):
         points.append((mean_stated, share_true, len(group)))
         weighted_gaps += abs(mean_stated - share_true) * len(group)
     return float(weighted_gaps / len(stated)), points
-
-
-def flip_rate(straight, swapped):
-    """Share of comparisons whose winner changes if the answers change places; (n, 3) probabilities of A, B and tie.
-
-    swapped: what the model says of the swapped pairs, its own A being what stands second in `straight`.
-    """
-    swapped_back = np.asarray(swapped)[:, [1, 0, 2]]
-    winners = np.argmax(straight, axis=1)
-    winners_swapped = np.argmax(swapped_back, axis=1)
-    return float(np.mean(winners != winners_swapped))

@@ -1,46 +1,9 @@
-"""One colour-blind safe style for all figures, figures that a lesson draws, and a view of tokens."""
+"""Figures that a lesson draws, and a view of tokens. The style of all figures is `course.mplstyle`."""
 
 import html
 
 import matplotlib.pyplot as plt
 import numpy as np
-
-# colours of Okabe and Ito, which colour-blind readers tell apart
-BLUE = "#0072B2"
-ORANGE = "#E69F00"
-GREEN = "#009E73"
-PINK = "#CC79A7"
-GREY = "#777777"
-
-plt.rcParams["figure.figsize"] = (7, 3)
-plt.rcParams["axes.spines.top"] = False
-plt.rcParams["axes.spines.right"] = False
-plt.rcParams["legend.frameon"] = False
-plt.rcParams["axes.prop_cycle"] = plt.cycler(color=[BLUE, ORANGE, GREEN, PINK])
-plt.rcParams["image.cmap"] = "Blues"
-
-
-def show(figure, path):
-    """Saves `figure` to `path` and shows it once, below the cell."""
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    plt.show()
-
-
-def length_histogram(lengths, max_length, path):
-    """How many tokens the examples have (a sequence of integers), and what `max_length` tokens would cut off."""
-    shortest, longest = min(lengths), max(lengths)
-    share_cut = np.mean(np.asarray(lengths) > max_length)
-    figure, axes = plt.subplots()
-    axes.hist(lengths, bins=np.arange(shortest, longest + 2) - 0.5)
-    if max_length <= longest:
-        axes.axvline(max_length + 0.5, color=ORANGE)
-    axes.set_title(
-        f"longest {longest}, max_length {max_length} cuts {share_cut:.1%} of the examples", fontsize="medium"
-    )
-    axes.set(xlabel="tokens in an example", ylabel="examples")
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    show(figure, path)
 
 
 def reliability_diagram(judges, path):
@@ -54,12 +17,13 @@ def reliability_diagram(judges, path):
         stated = [mean_stated for mean_stated, _, _ in points]
         came_true = [share_true for _, share_true, _ in points]
         low, high = np.quantile(shares, [0.025, 0.975], axis=0)
-        axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, label="perfectly calibrated")
-        axes.fill_between(stated, low, high, color=GREY, alpha=0.3, linewidth=0, label="95 % of what chance does")
+        axes.plot([0, 1], [0, 1], color="grey", linewidth=1, label="perfectly calibrated")
+        axes.fill_between(stated, low, high, color="grey", alpha=0.3, linewidth=0, label="95 % of what chance does")
         axes.plot(stated, came_true, "o", markersize=5, label=f"{points[0][2]} statements a dot")
         axes.set(xlabel="stated probability", ylabel="share that came true", xlim=(0, 1), ylim=(0, 1), title=title)
         axes.legend(loc="upper left", fontsize="small")
-    show(figure, path)
+    figure.savefig(path)
+    plt.show()
 
 
 class TokensView:
@@ -94,7 +58,7 @@ class TokensView:
         ]
         return (
             f'<div style="line-height: 1.9">{"".join(shown)}</div>'
-            f'<div style="border-left: 3px solid {ORANGE}">{" ".join(key)}</div>'
+            f'<div style="border-left: 3px solid #E69F00">{" ".join(key)}</div>'
         )
 
     @staticmethod
@@ -102,9 +66,9 @@ class TokensView:
         """A text in a box: filled if it is marked, else with a border."""
         style = "border-radius: 3px; padding: 1px 3px; margin: 1px; display: inline-block; font-family: monospace;"
         if mark:
-            style += f" background: {BLUE}; color: white;"
+            style += " background: #0072B2; color: white;"
         else:
-            style += f" border: 1px solid {GREY}; color: {GREY};"
+            style += " border: 1px solid #777777; color: #777777;"
         return f'<span style="{style}">{html.escape(text)}</span>'
 
 

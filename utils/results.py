@@ -81,14 +81,15 @@ KEYS = [field.name for field in fields(RunRecord)]
 COSTS = KEYS[KEYS.index("trainable_parameters") : KEYS.index("metrics")]
 
 
-def costs(model, planned, cost, total_parameters=None):
+def costs(model, planned, cost):
     """{name: value} of COSTS.
 
     model: the trained one; planned: what `memory.plan` said; cost: what the meter counted, an object with rows,
-    real_tokens, padded_tokens, seconds and peak_bytes. total_parameters: to be given where the model's own count is
-    another one (in 4 bits, two parameters share one number).
+    real_tokens, padded_tokens, seconds and peak_bytes. In 4 bits two parameters share one number; PEFT counts both.
     """
-    if total_parameters is None:
+    if hasattr(model, "get_nb_trainable_parameters"):
+        _, total_parameters = model.get_nb_trainable_parameters()
+    else:
         total_parameters = sum(parameter.numel() for parameter in model.parameters())
     return {
         "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
@@ -120,17 +121,21 @@ def write(
     baseline,
     before,
     after,
-    costs,
     metrics,
+    model=None,
+    planned=None,
+    cost=None,
 ):
     """Writes `folder`/results.json, whole or not at all, and returns its content, a dict: see RunRecord.
 
-    settings: what `profiles.select` returned; costs: what `costs` returned, or None where nothing was trained. Device,
-    versions, commit and wall_seconds are read here. Raises ValueError for NaN and for an infinite number, so that no
-    table shows a number that was not measured, and TypeError for a value that JSON does not know.
+    settings: what `profiles.select` returned. model, planned, cost: the trained model, what `memory.plan` said and what
+    the meter counted; all None where nothing was trained. Device, versions, commit and wall_seconds are read here.
+    Raises ValueError for NaN and for an infinite number, so that no table shows a number that was not measured, and
+    TypeError for a value that JSON does not know.
     """
-    if costs is None:
-        costs = dict.fromkeys(COSTS)
+    numbers = dict.fromkeys(COSTS)
+    if model is not None:
+        numbers = costs(model, planned, cost)
     record = RunRecord(
         lesson=lesson,
         profile=profile,
@@ -149,7 +154,7 @@ def write(
         overrides=overrides,
         wall_seconds=time.time() - psutil.Process().create_time(),
         **session.facts(),
-        **costs,
+        **numbers,
     )
     values = {name: getattr(record, name) for name in KEYS}
     for name in ("model_id", "dataset_id", "settings", "overrides"):

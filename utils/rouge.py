@@ -9,7 +9,7 @@ import re
 import datasets
 import evaluate
 from nltk.stem import PorterStemmer
-from rouge_score import tokenizers
+from rouge_score import rouge_scorer, tokenizers
 
 # A word is letters and digits of any alphabet. Chinese and Japanese put no spaces between words, so there each
 # character counts as one.
@@ -40,12 +40,12 @@ class Rouge(evaluate.Metric):
     """What `evaluate.load("rouge")` would fetch from the hub: `compute(predictions=..., references=...)`.
 
     Returns {type: F1, 0 to 1}, the mean over the rows, or one value a row with `use_aggregator=False`. The types are
-    those of `scorer`, a `rouge_score.rouge_scorer.RougeScorer`.
+    those of rouge_score.
     """
 
-    def __init__(self, scorer):
+    def __init__(self, rouge_types=("rougeL", "rouge1", "rouge2", "rougeLsum")):
         super().__init__(keep_in_memory=True)
-        self.scorer = scorer
+        self.scorer = rouge_scorer.RougeScorer(list(rouge_types), tokenizer=CachedStemmer())
 
     def _info(self):
         text = datasets.Value("string")

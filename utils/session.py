@@ -1,4 +1,4 @@
-"""A lesson's surroundings: what this machine has, versions, and an output folder with one owner."""
+"""A lesson's surroundings: what this machine has, and an output folder with one owner."""
 
 import atexit
 import contextlib
@@ -14,9 +14,8 @@ from pathlib import Path
 
 import psutil
 from filelock import SoftFileLease, Timeout
-from packaging.requirements import Requirement
-from packaging.version import InvalidVersion, Version
 
+from utils import versions
 from utils.errors import CourseError
 from utils.paths import ROOT
 from utils.startup import chosen_gpu
@@ -28,43 +27,6 @@ SINCE = "in_use_since.txt"  # when its owner took it, in seconds since 1970
 LEASE_SECONDS = 120  # a claim that is not renewed for so long counts as left behind; its owner renews it three times
 CLAIMS = "COURSE_CLAIMS"  # environment variable: the claims of this process and of those that started it
 _held = []  # the claims of this process; filelock gives them back at its end
-
-
-def versions():
-    """{package: (installed version or None, range that requirements.txt asks for)}, in its order."""
-    lines = [line.split("#")[0].strip() for line in (ROOT / "requirements.txt").read_text("utf-8").splitlines()]
-    found = {}
-    for wanted in (Requirement(line) for line in lines if line and not line.startswith("-")):
-        try:
-            found[wanted.name] = metadata.version(wanted.name), wanted.specifier
-        except metadata.PackageNotFoundError:
-            found[wanted.name] = None, wanted.specifier
-    return found
-
-
-def public_version(version):
-    """A version without its local part: "2.13.0" of "2.13.0+cpu", "2.13.0+cu130" and "2.13.0". None stays None.
-
-    The local part names a build. It depends on where a package came from, and two sources of the same build do not
-    agree: PyPI's torch calls itself 2.13.0+cu130 and its package 2.13.0. So compare versions without it.
-    """
-    if version is None:
-        return None
-    try:
-        return Version(version).public
-    except InvalidVersion:
-        return version
-
-
-def check_versions():
-    """Prints one line: ready, or which packages differ from requirements.txt and what to do."""
-    wrong = [
-        f"{name} {version or 'missing'} (needs {wanted})"
-        for name, (version, wanted) in versions().items()
-        if not version or not wanted.contains(public_version(version), prereleases=True)
-    ]
-    remedy = "Run `pip install -r requirements.txt` and restart the kernel."
-    print(f"Not ready: {', '.join(wrong)}. {remedy}" if wrong else "Ready: all packages are here.")
 
 
 def check_dtype(dtype):
@@ -105,7 +67,7 @@ def facts():
     if torch.cuda.is_available():
         card = torch.cuda.get_device_properties(0)
         device = f"{card.name}, {card.total_memory / 2**30:.0f} GiB"
-    installed = {name: version for name, (version, _) in versions().items()}
+    installed = {name: version for name, (version, _) in versions.installed().items()}
     installed["torch"] = str(torch.__version__)  # with the build that runs: the package's version may lack it
     with contextlib.suppress(metadata.PackageNotFoundError):
         installed["flash-attn-4"] = metadata.version("flash-attn-4")  # lesson 05 is faster with it, where it runs

@@ -225,9 +225,9 @@ from utils.training import adapters
 folder, base = {str(qlora.folder / "adapter")!r}, {str(ROOT / "data" / "models" / "tiny-bert")!r}
 nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
     bnb_4bit_compute_dtype=torch.float32, llm_int8_skip_modules=["classifier"])
+adapters.keep_trainable()
 model = AutoModelForSequenceClassification.from_pretrained(
     base, num_labels=5, quantization_config=nf4, dtype=torch.float32)
-adapters.keep_trainable(model)
 model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
 adapters.check_base(model, folder)
 model = PeftModel.from_pretrained(model, folder).eval()

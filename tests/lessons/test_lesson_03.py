@@ -21,7 +21,7 @@ from benchmarks import summaries as ways_of_training
 from tools.check_notebooks import cells_of, python_of
 from tools.notebooks import read
 from utils import data, metrics, results
-from utils.rouge import CachedStemmer, Rouge
+from utils.rouge import Rouge
 from utils.training import adapters
 
 NAME = "03_t5_3b_qlora_summarization"
@@ -149,8 +149,8 @@ folder = {str(summaries.folder / "adapter")!r}
 T5PreTrainedModel._keep_in_fp32_modules = []
 nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
     bnb_4bit_compute_dtype=torch.float32, bnb_4bit_quant_storage=torch.float32)
+adapters.keep_trainable()
 model = AutoModelForSeq2SeqLM.from_pretrained({str(TINY)!r}, quantization_config=nf4, dtype=torch.float32)
-adapters.keep_trainable(model)
 adapters.check_base(model, folder)
 model = PeftModel.from_pretrained(model, folder).eval()
 tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -263,8 +263,8 @@ def test_wo_in_4_bits_answers_as_wo_in_float32_does():
             T5PreTrainedModel._keep_in_fp32_modules = modules
             nf4 = dict(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
             nf4 = BitsAndBytesConfig(**nf4, bnb_4bit_compute_dtype=torch.float32, bnb_4bit_quant_storage=storage)
+            adapters.keep_trainable()
             model = AutoModelForSeq2SeqLM.from_pretrained(TINY, quantization_config=nf4, dtype=torch.float32).eval()
-            adapters.keep_trainable(model)
             logits[name] = model(**batch).logits
     finally:
         T5PreTrainedModel._keep_in_fp32_modules = kept
@@ -289,7 +289,7 @@ def test_our_rouge_is_rouge_score(summaries):
         "c",
         *load_dataset(str(ROOT / "data" / "toy_bills"))["test"]["summary"][:20],
     ]
-    rouge = Rouge(rouge_scorer.RougeScorer(kinds, tokenizer=CachedStemmer()))
+    rouge = Rouge(kinds)
     values = rouge.compute(predictions=said, references=wanted, use_aggregator=False)
     plain = rouge_scorer.RougeScorer(kinds, use_stemmer=True)
     for row, (prediction, reference) in enumerate(zip(said, wanted, strict=True)):
@@ -300,7 +300,7 @@ def test_our_rouge_is_rouge_score(summaries):
 
 
 def test_rouge_counts_words_of_all_alphabets():
-    rouge = Rouge(rouge_scorer.RougeScorer(["rouge1"], tokenizer=CachedStemmer()))
+    rouge = Rouge(["rouge1"])
     for text, half in (
         ("Закон вводит штраф", "Закон вводит налог"),
         ("法令规定", "法令禁止"),

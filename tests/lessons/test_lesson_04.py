@@ -76,8 +76,8 @@ def trained(rows, steps, folder):
     """A model fine-tuned as in the lesson on tokenized rows, for a few steps."""
     set_seed(0)
     nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
+    adapters.keep_trainable()
     base = AutoModelForCausalLM.from_pretrained(TINY, quantization_config=nf4, dtype=torch.float32)
-    adapters.keep_trainable(base)
     model = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", r=16, lora_alpha=32, target_modules="all-linear"))
     args = quiet(
         folder,

@@ -222,10 +222,10 @@ def plain_probabilities(done, model_id, rows, **loading):
         bnb_4bit_compute_dtype=torch.float32,
         llm_int8_skip_modules=["score"],
     )
+    adapters.keep_trainable()
     base = AutoModelForSequenceClassification.from_pretrained(
         model_id, num_labels=3, quantization_config=nf4, dtype=torch.float32, **loading
     )
-    adapters.keep_trainable(base)
     model = PeftModel.from_pretrained(base, done.folder / "adapter").eval()
     with torch.no_grad():
         logits = [model(input_ids=torch.tensor([ids])).logits[0].double() for ids in rows]

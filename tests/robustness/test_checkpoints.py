@@ -277,7 +277,8 @@ def test_another_base_of_equal_shape_other_dropout_and_other_versions_are_refuse
     trainer = make(folder)
     trainer.model.config.hidden_dropout_prob = 0.2
     assert "model.hidden_dropout_prob was 0.1 and is 0.2" in refusal(lambda: checkpoints.start(trainer, resume=True))
-    monkeypatch.setattr(checkpoints, "versions", lambda: {"torch": ("1.0", None), "ruff": ("0.0.1", None)})
+    installed = {"torch": ("1.0", None), "ruff": ("0.0.1", None)}
+    monkeypatch.setattr(checkpoints.versions, "installed", lambda: installed)
     message = refusal(lambda: checkpoints.start(make(folder), resume=True))
     assert "and is '1.0'" in message
     assert "ruff" not in message
@@ -291,8 +292,8 @@ def test_another_build_of_the_same_torch_goes_on_and_another_torch_does_not(fold
     record = json.loads((folder / checkpoints.RUN).read_text("utf-8"))
     record["torch"] = then  # as the course wrote it before it left the build out
     (folder / checkpoints.RUN).write_text(json.dumps(record), encoding="utf-8")
-    installed = checkpoints.versions() | {"torch": (now, None)}
-    monkeypatch.setattr(checkpoints, "versions", lambda: installed)
+    installed = checkpoints.versions.installed() | {"torch": (now, None)}
+    monkeypatch.setattr(checkpoints.versions, "installed", lambda: installed)
     if then.startswith("2.12"):
         message = refusal(lambda: checkpoints.start(make(folder), resume=True))
         assert "torch was '2.12.1' and is '2.13.0'" in message

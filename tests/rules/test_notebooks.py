@@ -60,7 +60,7 @@ def test_the_rules_are_those_of_all_notebooks():
         ("f(**(a | {'b': 1}))", "arguments out of a dict"),
         ("vars(args).update(b=1)", "arguments out of a dict"),
         ("SETTINGS = {'a': (1, 2)}", "2 tables called SETTINGS"),
-        ("plots.show(figure, path)\nprint('what is seen')", "a figure without alt text"),
+        ("plt.show()\nprint('what is seen')", "a figure without alt text"),
         ("'as published'", "without a link to docs/references.md"),
     ],
 )
@@ -135,7 +135,7 @@ def test_an_image_needs_words_and_a_file(text, word):
 
 
 def test_a_figure_needs_a_sentence_below_it():
-    figure = {"cell_type": "code", "metadata": {"mystnb": {"image": {"alt": "A line"}}}, "source": ["plots.show(f, p)"]}
+    figure = {"cell_type": "code", "metadata": {"mystnb": {"image": {"alt": "A line"}}}, "source": ["plt.show()"]}
     text = {"cell_type": "markdown", "metadata": {}, "source": ["It rises."]}
     assert check_notebooks.broken_pictures({"cells": [figure, text]}, None) == []
     faults = check_notebooks.broken_pictures({"cells": [figure]}, None)

@@ -33,15 +33,15 @@ VOCABULARY = 50
 SIZES = {"vocab_size": VOCABULARY, "hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
 
 
-class RetryTrainer(training.OutOfMemoryRetry, Trainer):
+class RetryTrainer(training.Safeguards, Trainer):
     """As in the lessons that use Trainer."""
 
 
-class RetrySeq2SeqTrainer(training.OutOfMemoryRetry, Seq2SeqTrainer):
+class RetrySeq2SeqTrainer(training.Safeguards, Seq2SeqTrainer):
     """As in lesson 03."""
 
 
-class RetrySFTTrainer(training.OutOfMemoryRetry, SFTTrainer):
+class RetrySFTTrainer(training.Safeguards, SFTTrainer):
     """As in lesson 04."""
 
 
@@ -55,6 +55,9 @@ class PaddingTokenizer:
     padding_side = "right"
     pad_token_id = 1
     model_input_names = ("input_ids", "attention_mask")
+
+    def save_pretrained(self, folder):
+        """Trainer saves the tokenizer beside the model; this one has no files."""
 
     def pad(self, rows, **kwargs):
         """The rows as tensors of one length."""

@@ -30,10 +30,11 @@ def quantized(folder=TINY, skip=("classifier",), dtype=torch.float32, keep=True)
         llm_int8_skip_modules=list(skip) or None,
     )
     load = AutoModelForSequenceClassification.from_pretrained
-    model = load(folder, num_labels=5, quantization_config=config, dtype=dtype)
-    if keep:
-        adapters.keep_trainable(model)
-    return model
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bitsandbytes.nn.modules, "has_avx512bf16", has_avx512bf16)
+        if keep:
+            adapters.keep_trainable()
+        return load(folder, num_labels=5, quantization_config=config, dtype=dtype)
 
 
 def adapter(model, **changes):
@@ -80,6 +81,11 @@ def train_evaluate_train(model):
 def test_training_goes_on_after_an_evaluation(narrow):
     for folder in (TINY, narrow):
         train_evaluate_train(adapter(quantized(folder)))
+
+
+def test_no_layer_repacks_its_weights():
+    for layer in adapters.linear4bit(quantized()).values():
+        assert not layer.support_avx512bf16_for_cpu
 
 
 @repacks

@@ -1,6 +1,7 @@
 """`training.prepare`, the one call before a training, with trainers of every kind."""
 
 import pytest
+import torch
 from conftest import refusal
 from tiny_trainers import (
     KINDS,
@@ -14,7 +15,7 @@ from tiny_trainers import (
 )
 
 from utils import memory, training
-from utils.training import checkpoints
+from utils.training import adapters, checkpoints
 
 
 def guards(trainer):
@@ -78,3 +79,28 @@ def test_a_summed_mean_is_refused_before_the_output_folder_is_touched(tmp_path):
     trainer.loss_is_scaled_for_ga = None
     assert "is a mean over its rows" in refusal(training.prepare, trainer)
     assert [path.name for path in tmp_path.iterdir()] == ["file of an earlier run"]
+
+
+@pytest.mark.parametrize("kind", ["t5", "opt"])
+def test_an_adapter_is_saved_with_what_tells_its_base_from_others(kind, tmp_path):
+    trainer = trainer_of_even_rows(kind, tmp_path / "run")
+    trainer.save_model(tmp_path / "adapter")
+    base = trainer.model.get_base_model()
+    adapters.check_base(base, tmp_path / "adapter")
+    torch.nn.init.normal_(base.get_input_embeddings().weight)
+    assert "trained on another base" in refusal(adapters.check_base, base, tmp_path / "adapter")
+    trainer.save_model(tmp_path / "checkpoint", _internal_call=True)
+    assert not (tmp_path / "checkpoint" / adapters.FINGERPRINT).exists()
+
+
+def test_a_model_without_an_adapter_is_saved_without(tmp_path):
+    trainer_of_even_rows("bert", tmp_path / "run").save_model(tmp_path / "model")
+    assert not (tmp_path / "model" / adapters.FINGERPRINT).exists()
+
+
+def test_a_target_that_no_module_has_is_refused_before_training(tmp_path):
+    trainer = trainer_of_even_rows("opt", tmp_path)
+    training.prepare(trainer)
+    config = trainer.model.peft_config["default"]
+    config.target_modules = {*config.target_modules, "q_porj"}
+    assert "'q_porj', which is no module of the model (closest: 'q_proj'" in refusal(training.prepare, trainer)

@@ -8,6 +8,7 @@ import re
 import time
 from types import SimpleNamespace
 
+import matplotlib.pyplot as plt
 import nbformat
 import numpy as np
 import psutil
@@ -16,7 +17,7 @@ import torch
 from conftest import ROOT
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from utils import meter, plots, profiles, results, session
+from utils import meter, profiles, results, session, versions
 
 
 @pytest.fixture
@@ -87,7 +88,6 @@ def record(**changes):
         "baseline": 0.4,
         "before": 0.2,
         "after": 0.8,
-        "costs": None,
         "metrics": {"steps": 3},
     }
     return values | changes
@@ -133,7 +133,6 @@ results.write(
     baseline=0.5,
     before=0.5,
     after=0.5,
-    costs=None,
     metrics={},
 )
 print("Lesson complete.")
@@ -166,13 +165,15 @@ def test_the_cost_of_a_training(model, tmp_path):
     assert (numbers["weights_bytes"], numbers["planned_peak_bytes"]) == (4 * parameters, 7)
     rates = [numbers[f"{name}_per_second"] for name in ("rows", "real_tokens", "padded_tokens")]
     assert rates == [2.0, 30.0, 40.0]
-    assert results.costs(model, {"total": 7}, cost, total_parameters=5)["total_parameters"] == 5
-    assert results.write(tmp_path, **record(costs=numbers))["rows_per_second"] == 2.0
+    with_adapter = SimpleNamespace(parameters=model.parameters, get_nb_trainable_parameters=lambda: (5, 50))
+    assert results.costs(with_adapter, {"total": 7}, cost)["total_parameters"] == 50, "as PEFT counts 4 bits"
+    written = results.write(tmp_path, **record(model=model, planned={"total": 7}, cost=cost))
+    assert {name: written[name] for name in results.COSTS} == numbers
 
 
 @pytest.mark.parametrize(
     ("changes", "error"),
-    [({"unknown": 1}, TypeError), ({"costs": {"unknown": 1}}, TypeError), ({"after": math.nan}, ValueError)],
+    [({"unknown": 1}, TypeError), ({"after": math.nan}, ValueError)],
 )
 def test_results_refuse_what_is_not_in_the_contract(tmp_path, changes, error):
     with pytest.raises(error, match=r"unknown|JSON compliant"):
@@ -185,8 +186,6 @@ def test_results_refuse_a_missing_key(tmp_path):
     del values["baseline"]
     with pytest.raises(TypeError, match="baseline"):
         results.write(tmp_path, **values)
-    with pytest.raises(TypeError, match="weights_bytes"):
-        results.write(tmp_path, **record(costs={"trainable_parameters": 1}))
 
 
 def test_the_environment_in_one_line(capsys, monkeypatch):
@@ -194,11 +193,11 @@ def test_the_environment_in_one_line(capsys, monkeypatch):
     line = capsys.readouterr().out
     assert line.count("\n") == 1
     assert f"torch {torch.__version__}" in line
-    session.check_versions()
-    assert capsys.readouterr().out == "Ready: all packages are here.\n"
-    monkeypatch.setattr(session.metadata, "version", lambda name: "0.1")
-    session.check_versions()
-    line = capsys.readouterr().out
+    versions.check()
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(versions.metadata, "version", lambda name: "0.1")
+    versions.check()
+    line = capsys.readouterr().err
     assert line.startswith("Not ready: torch 0.1 (needs ")
     assert "pip install -r requirements.txt" in line
 
@@ -219,17 +218,17 @@ def test_a_line_that_tells_which_gpu_was_chosen(capsys, monkeypatch):
 )
 def test_any_build_of_a_release_is_ready_and_is_named(capsys, monkeypatch, package, module):
     """PyPI's build for CUDA, where package and module differ, PyTorch's for the CPU, and PyPI's for macOS."""
-    real = session.metadata.version
-    monkeypatch.setattr(session.metadata, "version", lambda name: package if name == "torch" else real(name))
+    real = versions.metadata.version
+    monkeypatch.setattr(versions.metadata, "version", lambda name: package if name == "torch" else real(name))
     monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion(module))
     session.report()
     assert f" · torch {module} · " in capsys.readouterr().out
-    session.check_versions()
-    assert capsys.readouterr().out == "Ready: all packages are here.\n"
+    versions.check()
+    assert capsys.readouterr().err == ""
     assert session.facts()["versions"]["torch"] == module
-    monkeypatch.setattr(session.metadata, "version", lambda name: "2.5.9+cu130" if name == "torch" else real(name))
-    session.check_versions()
-    assert capsys.readouterr().out.startswith("Not ready: torch 2.5.9+cu130 (needs "), "the control"
+    monkeypatch.setattr(versions.metadata, "version", lambda name: "2.5.9+cu130" if name == "torch" else real(name))
+    versions.check()
+    assert capsys.readouterr().err.startswith("Not ready: torch 2.5.9+cu130 (needs "), "the control"
 
 
 @pytest.mark.parametrize(
@@ -245,10 +244,15 @@ def test_any_build_of_a_release_is_ready_and_is_named(capsys, monkeypatch, packa
     ],
 )
 def test_a_version_without_its_build(version, public):
-    assert session.public_version(version) == public
+    assert versions.public_version(version) == public
 
 
-def test_a_figure_is_saved(tmp_path):
-    plots.length_histogram([3, 4, 4, 9], 8, tmp_path / "a.png")
-    image = plots.plt.imread(tmp_path / "a.png")
+def test_a_figure_in_the_style_of_the_course_is_saved(tmp_path):
+    with plt.style.context(ROOT / "utils" / "course.mplstyle"):
+        figure, axes = plt.subplots()
+        axes.plot([1, 2], [3, 4], label="$ and % are no formulas: a$b")
+        axes.legend()
+        figure.savefig(tmp_path / "a.png")
+        plt.close(figure)
+    image = plt.imread(tmp_path / "a.png")
     assert np.unique(image[..., :3].reshape(-1, 3), axis=0).shape[0] > 20, "an empty picture has few colours"

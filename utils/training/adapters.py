@@ -4,6 +4,7 @@ import functools
 import hashlib
 import json
 import re
+import sys
 from pathlib import Path
 
 import torch
@@ -40,7 +41,7 @@ def check_quantized(model):
     for name, layer in layers.items():
         if layer.support_avx512bf16_for_cpu and layer.weight.device.type == "cpu":
             problem = "an evaluation on this CPU would make it unfit for training"
-            raise CourseError(f"{name}: {problem}; call adapters.keep_trainable(model) first.")
+            raise CourseError(f"{name}: {problem}; call adapters.keep_trainable() before you load it.")
     for name, layer in layers.items():
         if not unpacks_rightly(layer.in_features, layer.weight.device):
             remedy = "take a model whose widths are multiples of 64, or a GPU"
@@ -59,24 +60,36 @@ def unpacks_rightly(width, device):
     return torch.equal(dequantize_4bit(*quantize_4bit(rows, quant_type="nf4")).view(-1, 64), blocks)
 
 
-def keep_trainable(model):
-    """Lets a 4-bit model train after an evaluation on a CPU with AVX512-BF16; elsewhere this changes nothing.
+def keep_trainable():
+    """Lets 4-bit layers that are made from now on train after an evaluation, on CPUs with AVX512-BF16.
 
     On such a CPU, bitsandbytes repacks the weights in the first evaluation, and the next training step fails: the
-    packed form has no backward pass, and widths that are no multiple of 64 do not fit it at all. Call it right after
-    `from_pretrained`.
+    packed form has no backward pass, and widths that are no multiple of 64 do not fit it at all. Each layer asks when
+    it is made whether the CPU has these instructions; this answers no for it. Nothing changes on other machines, nor
+    where bitsandbytes was not imported.
     """
-    for layer in linear4bit(model).values():
-        layer.support_avx512bf16_for_cpu = False
+    modules = sys.modules.get("bitsandbytes.nn.modules")
+    if modules is not None:
+        modules.has_avx512bf16 = lambda: False
 
 
 def check_targets(model, lora_config):
     """Checks that each name in `target_modules` and `modules_to_save` is a module of `model`.
 
     PEFT itself says nothing while at least one name fits. Raises CourseError with the closest name that exists.
+    model: the base, with or without its adapter.
     """
-    modules = [name for name, _ in model.named_modules()]
-    linear = {name.split(".")[-1] for name, module in model.named_modules() if hasattr(module, "in_features")}
+    if hasattr(model, "get_base_model"):
+        model = model.get_base_model()
+    modules = []
+    linear = set()
+    for full_name, module in model.named_modules():
+        if re.search(r"lora_|modules_to_save|original_module", full_name):
+            continue  # a part of an adapter
+        name = base_name(full_name)
+        modules.append(name)
+        if hasattr(module, "in_features"):
+            linear.add(name.split(".")[-1])
     heads = {name for name, _ in model.named_children()}
     added_by_peft = ADDED_BY_PEFT if lora_config.task_type == "SEQ_CLS" else set()
     refuse_missing("target_modules", missing_names(lora_config.target_modules, modules), linear)

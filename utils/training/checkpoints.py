@@ -10,8 +10,8 @@ import torch
 from transformers import TrainerCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
+from utils import versions
 from utils.errors import CourseError, first_ten
-from utils.session import public_version, versions
 from utils.training import adapters
 from utils.training.weight_files import why_unusable
 from utils.units import GIB
@@ -93,7 +93,7 @@ def check_same_run(checkpoint, settings):
     earlier = json.loads(file.read_text("utf-8"))
     for name in STACK:  # a file that was written with another build of the same release
         if name in earlier:
-            earlier[name] = public_version(earlier[name])
+            earlier[name] = versions.public_version(earlier[name])
     names = list(earlier) + [name for name in settings if name not in earlier]
     changed = []
     for name in names:
@@ -168,9 +168,9 @@ def fingerprint(trainer):
     for callback in trainer.callback_handler.callbacks:
         if hasattr(callback, "state"):
             settings[type(callback).__name__] = callback.state()["args"]
-    for name, (version, _) in versions().items():
+    for name, (version, _) in versions.installed().items():
         if name in STACK:
-            settings[name] = public_version(version)
+            settings[name] = versions.public_version(version)
     return json.loads(json.dumps(settings, default=as_json))
 
 

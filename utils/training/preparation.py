@@ -1,7 +1,9 @@
 """The one call before a training."""
 
+from peft import LoraConfig
+
 from utils.errors import CourseError
-from utils.training import checkpoints
+from utils.training import adapters, checkpoints
 from utils.training.mean_loss import check_mean_loss
 from utils.training.micro_batches import MicroBatches
 from utils.training.nan import StopOnNaN
@@ -11,8 +13,9 @@ from utils.training.out_of_memory import OutOfMemoryRetry
 def prepare(trainer, planned=None, *, resume=False, cold=False, tokens_at_once=None):
     """Prepares a training; returns the checkpoint to go on from, for `trainer.train`, or None to begin anew.
 
-    It adds `StopOnNaN` to a trainer that has none, refuses a loss that would be added up although it is a mean, tells
-    an `OutOfMemoryRetry` what was planned, and looks after the output folder (see `checkpoints.start`). Call it right
+    It adds `StopOnNaN` to a trainer that has none, refuses a loss that would be added up although it is a mean, 4-bit
+    layers that cannot be trained and names in a `LoraConfig` that no module has (see `adapters`), tells an
+    `OutOfMemoryRetry` what was planned, and looks after the output folder (see `checkpoints.start`). Call it right
     before `trainer.train`, on an untrained model. A trainer of any class will do; without `OutOfMemoryRetry` no step is
     repeated.
 
@@ -29,6 +32,7 @@ def prepare(trainer, planned=None, *, resume=False, cold=False, tokens_at_once=N
             remedy = "put training.OutOfMemoryRetry before it among the bases of a class of your own"
             raise CourseError(f"tokens_at_once is set, and {type(trainer).__name__} knows no parts; {remedy}.")
     check_mean_loss(trainer)
+    check_adapter(trainer.model)
     if isinstance(trainer, MicroBatches):
         trainer.tokens_at_once = tokens_at_once
         trainer.rows_at_once = None
@@ -38,3 +42,12 @@ def prepare(trainer, planned=None, *, resume=False, cold=False, tokens_at_once=N
     if not any(isinstance(callback, StopOnNaN) for callback in trainer.callback_handler.callbacks):
         trainer.add_callback(StopOnNaN())
     return checkpoints.start(trainer, resume=resume, cold=cold)
+
+
+def check_adapter(model):
+    """Raises CourseError for 4-bit layers that cannot be trained, and for a LoraConfig that names no module."""
+    if adapters.linear4bit(model):
+        adapters.check_quantized(model)
+    for config in getattr(model, "peft_config", {}).values():
+        if isinstance(config, LoraConfig):
+            adapters.check_targets(model, config)
