@@ -116,7 +116,7 @@ def test_a_path_that_does_not_exist():
         ([bill(["a"])], ["row 0, column 'text'", "is not text"]),
         ([bill("a\0")], ["row 0, column 'text'", "NUL"]),
         ([bill("x" * 1_000_001)], ["row 0, column 'text'", "up to 1,000,001 characters"]),
-        ([{"text": "a", "abstract": "b"}], ["no column 'summary'", "rename the column 'abstract' to 'summary'"]),
+        ([{"text": "a", "abstract": "b"}], ["no column 'summary'", "add a column 'summary', or rename"]),
     ],
 )
 def test_bad_rows_of_loaded_data_name_split_and_row(rows, parts):

@@ -2,19 +2,24 @@
 
 import reprlib
 
-from utils.errors import CourseError, closest, first_ten
+from utils.data import repeats
+from utils.errors import CourseError, alike, first_ten
 
 LONGEST = 1_000_000  # characters; more takes long to tokenize, and nearly all of it is cut off afterwards
 
 
-def check_columns(table, columns):
-    """Raises CourseError if a Table has no rows, lacks one of `columns`, or has one that README.md does not declare."""
+def check_columns(table, columns, settings=()):
+    """Raises CourseError if a Table has no rows, lacks one of `columns`, or has one that README.md does not declare.
+
+    settings: the names of the settings that name these columns, in their order; none if nothing does.
+    """
     if not len(table):
         raise CourseError(f"{table.place}: it has no rows; add some, or remove it.")
+    settings = dict(zip(columns, settings, strict=False))
     for column in columns:
         if column not in table.columns:
-            names = first_ten(map(repr, table.columns))
-            remedy = _remedy_for_a_missing_column(column, columns, table.columns)
+            names = first_ten(map(repr, table.columns)) or "none"
+            remedy = _remedy_for_a_missing_column(column, columns, table.columns, settings.get(column))
             raise CourseError(f"{table.place}: no column {column!r} among {names}; {remedy}.")
     undeclared = sorted(set(table.columns) - set(table.features))
     if table.features and undeclared:
@@ -22,13 +27,20 @@ def check_columns(table, columns):
         raise CourseError(f"{table.place}: {names} is not declared in README.md; declare or remove it.")
 
 
-def _remedy_for_a_missing_column(column, columns, names):
-    like = closest(column, set(names) - set(columns))
-    if not like:
+def _remedy_for_a_missing_column(column, columns, names, setting):
+    like = alike(column, set(names) - set(columns))
+    others = [name for name in names if name not in columns]
+    if like and setting:
+        return f"rename the column {like!r} to {column!r}, or set {setting} to {like!r}"
+    if like:
+        return f"rename the column {like!r} to {column!r}"
+    if not others:
         return f"add a column {column!r}"
-    if len(columns) > 1 and all(name in like for name in columns):  # such as 'text;label'
-        return "put a comma between the columns"
-    return f"rename the column {like!r} to {column!r}"
+    if setting:
+        return (
+            f"rename the column that holds it, or set {setting} to its name; if there is none, add a column {column!r}"
+        )
+    return f"add a column {column!r}, or rename the one that holds it"
 
 
 def refuse(table, column, values, is_bad, what):
@@ -65,19 +77,16 @@ def refuse_long_texts(table, column, values):
 
 
 def warn_of_repeats(texts):
-    """Prints a line for a split of `texts` ({split: texts}) that repeats some of train, whatever case and spaces."""
-    trained_on = {_as_compared(text) for text in texts["train"]}
+    """Prints a line for a split of `texts` ({split: texts}) that repeats some of train, whatever case, spaces and
+    punctuation."""
+    trained_on = {hash(repeats.as_compared(text)) for text in texts["train"]}
     for split, values in texts.items():
         if split == "train":
             continue
-        repeats = sum(_as_compared(text) in trained_on for text in values)
-        if repeats:
+        repeated = sum(hash(repeats.as_compared(text)) in trained_on for text in values)
+        if repeated:
             remedy = "remove them there, or the score will look too good"
-            print(f"Warning: {repeats} of {len(values)} texts of {split!r} also stand in 'train'; {remedy}.")
-
-
-def _as_compared(text):
-    return hash(" ".join(text.casefold().split()))
+            print(f"Warning: {repeated} of {len(values)} texts of {split!r} also stand in 'train'; {remedy}.")
 
 
 def is_empty(value):
