@@ -1,11 +1,14 @@
 """Rules that rows of every kind keep: columns are there, texts are texts, splits do not repeat each other."""
 
+import re
 import reprlib
 
 from utils.data import repeats
 from utils.errors import CourseError, alike, first_ten
 
 LONGEST = 1_000_000  # characters; more takes long to tokenize, and nearly all of it is cut off afterwards
+
+INVISIBLE = r"[\s\u00ad\u180e\u200b-\u200f\u2060\ufeff]*"  # spaces, also those without a width
 
 
 def check_columns(table, columns, settings=()):
@@ -90,9 +93,9 @@ def warn_of_repeats(texts):
 
 
 def is_empty(value):
-    """Whether a value is missing (None, or not a number), or a text without a letter."""
+    """Whether a value is missing (None, or not a number), or a text of nothing but what cannot be seen."""
     if isinstance(value, str):
-        return not value.strip()
+        return re.fullmatch(INVISIBLE, value) is not None
     return value is None or value != value
 
 

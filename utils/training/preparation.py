@@ -1,5 +1,7 @@
 """The one call before a training."""
 
+import math
+
 from utils.errors import CourseError
 from utils.training import checkpoints
 from utils.training.mean_loss import check_mean_loss
@@ -12,8 +14,8 @@ def prepare(trainer, planned=None, *, resume=False, cold=False, tokens_at_once=N
     """Prepares a training; returns the checkpoint to go on from, for `trainer.train`, or None to begin anew.
 
     It adds `StopOnNaN` to a trainer that has none, refuses a loss that would be added up although it is a mean, tells
-    an `OutOfMemoryRetry` what was planned, and looks after the output folder (see `checkpoints.start`). Call it right
-    before `trainer.train`, on an untrained model. A trainer of any class will do; without `OutOfMemoryRetry` no step is
+    an `OutOfMemoryRetry` what was planned, lets a run of few steps evaluate at its end, and looks after the output
+    folder (see `checkpoints.start`). Call it right before `trainer.train`, on an untrained model. A trainer of any class will do; without `OutOfMemoryRetry` no step is
     repeated.
 
     planned: the `memory.plan` of this run, for advice when memory runs out. resume: go on from the newest whole
@@ -29,6 +31,7 @@ def prepare(trainer, planned=None, *, resume=False, cold=False, tokens_at_once=N
             remedy = "put training.OutOfMemoryRetry before it among the bases of a class of your own"
             raise CourseError(f"tokens_at_once is set, and {type(trainer).__name__} knows no parts; {remedy}.")
     check_mean_loss(trainer)
+    evaluate_at_the_end(trainer)
     if isinstance(trainer, MicroBatches):
         trainer.tokens_at_once = tokens_at_once
         trainer.rows_at_once = None
@@ -38,3 +41,19 @@ def prepare(trainer, planned=None, *, resume=False, cold=False, tokens_at_once=N
     if not any(isinstance(callback, StopOnNaN) for callback in trainer.callback_handler.callbacks):
         trainer.add_callback(StopOnNaN())
     return checkpoints.start(trainer, resume=resume, cold=cold)
+
+
+def evaluate_at_the_end(trainer):
+    """Lets a training that is shorter than its `eval_steps` evaluate, save and log at its last step; prints it."""
+    args = trainer.args
+    if args.eval_strategy != "steps" or args.eval_steps < 1:
+        return
+    steps = args.max_steps
+    if steps <= 0:
+        batches = len(trainer.get_train_dataloader())
+        steps = math.ceil(max(1, math.ceil(batches / args.gradient_accumulation_steps)) * args.num_train_epochs)
+    if steps < args.eval_steps:
+        print(f"The training has {steps} steps, fewer than eval_steps = {args.eval_steps:g}: it evaluates at its end.")
+        args.eval_steps = steps
+        for name in ("save_steps", "logging_steps"):
+            setattr(args, name, min(steps, getattr(args, name)))
