@@ -27,19 +27,12 @@ def show(figure, path):
     plt.show()
 
 
-MOST_BARS = 300  # more are narrower than a dot, and of a text of a million tokens they would take minutes
-
-
 def length_histogram(lengths, max_length, path):
     """How many tokens the examples have (a sequence of integers), and what `max_length` tokens would cut off."""
     shortest, longest = min(lengths), max(lengths)
     share_cut = np.mean(np.asarray(lengths) > max_length)
     figure, axes = plt.subplots()
-    bars = longest - shortest + 1  # one for each length
-    if bars > MOST_BARS:
-        axes.hist(lengths, bins=MOST_BARS)
-    else:
-        axes.hist(lengths, bins=np.arange(shortest, longest + 2) - 0.5)
+    axes.hist(lengths, bins=np.arange(shortest, longest + 2) - 0.5)
     if max_length <= longest:
         axes.axvline(max_length + 0.5, color=ORANGE)
     axes.set_title(

@@ -15,8 +15,8 @@ def prepare(trainer, planned=None, *, resume=False, cold=False, tokens_at_once=N
 
     It adds `StopOnNaN` to a trainer that has none, refuses a loss that would be added up although it is a mean, tells
     an `OutOfMemoryRetry` what was planned, lets a run of few steps evaluate at its end, and looks after the output
-    folder (see `checkpoints.start`). Call it right before `trainer.train`, on an untrained model. A trainer of any class will do; without `OutOfMemoryRetry` no step is
-    repeated.
+    folder (see `checkpoints.start`). Call it right before `trainer.train`, on an untrained model. A trainer of any
+    class will do; without `OutOfMemoryRetry` no step is repeated.
 
     planned: the `memory.plan` of this run, for advice when memory runs out. resume: go on from the newest whole
     checkpoint. cold: also from one without optimizer and random states. tokens_at_once: a micro-batch goes through the
@@ -50,7 +50,10 @@ def evaluate_at_the_end(trainer):
         return
     steps = args.max_steps
     if steps <= 0:
-        batches = len(trainer.get_train_dataloader())
+        try:
+            batches = len(trainer.get_train_dataloader())
+        except TypeError:  # a stream has no length
+            return
         steps = math.ceil(max(1, math.ceil(batches / args.gradient_accumulation_steps)) * args.num_train_epochs)
     if steps < args.eval_steps:
         print(f"The training has {steps} steps, fewer than eval_steps = {args.eval_steps:g}: it evaluates at its end.")
