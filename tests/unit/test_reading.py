@@ -1,7 +1,12 @@
 """How a data set is found and read: each file once, line by line, and what was checked is what comes back."""
 
+import bz2
 import csv
+import gzip
+import io
+import lzma
 import os
+import zipfile
 from pathlib import Path
 
 import datasets
@@ -12,7 +17,7 @@ from datasets import Dataset, load_dataset
 from datasets.exceptions import DatasetNotFoundError
 
 from utils import data, errors
-from utils.data import reading
+from utils.data import files, reading
 
 README = "---\ndataset_info:\n  features:\n  - name: text\n    dtype: string\n  - name: n\n    dtype: {}\n---\n"
 
@@ -167,7 +172,7 @@ def test_files_of_two_kinds_are_refused(tmp_path):
 
 def test_too_much_text_is_refused_before_it_is_read(tmp_path, monkeypatch):
     jsonl(tmp_path / "train.jsonl", {"text": "a"})
-    monkeypatch.setattr(reading, "LARGEST", 5)
+    monkeypatch.setattr(files, "LARGEST", 5)
     monkeypatch.setattr(Path, "read_bytes", never)
     assert_says(refusal(read, tmp_path), "GiB of text", "save the rows as .parquet")
 
@@ -191,27 +196,60 @@ def test_quoted_csv_and_very_long_texts_are_accepted(tmp_path):
     assert dataset["train"]["text"][1] == long
 
 
-def test_a_compressed_csv_file_is_read_by_load_dataset_which_keeps_its_words(tmp_path):
-    import gzip
+def zipped(data, name="train.csv"):
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr(name, data)
+        archive.writestr(f"__MACOSX/._{name}", "what macOS adds")
+    return file.getvalue()
 
-    with gzip.open(tmp_path / "train.csv.gz", "wt") as file:
-        file.write("text,n\nNA,1\n007,2\n")
-    assert read(tmp_path, load_dataset)["train"].to_list() == [{"text": "NA", "n": 1}, {"text": "007", "n": 2}]
+
+COMPRESS = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress, "zip": zipped}
+
+
+@pytest.mark.parametrize("compression", COMPRESS)
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_compressed_file_is_read_as_the_file_in_it(tmp_path, compression, alone):
+    path = tmp_path / f"TRAIN.CSV.{compression}"
+    path.write_bytes(COMPRESS[compression](b"text,n\nNA,1\n007,2\n"))
+    rows = [{"text": "NA", "n": 1}, {"text": "007", "n": 2}]
+    assert read(path if alone else tmp_path)["train"].to_list() == rows
+    path.write_bytes(path.read_bytes()[:-20])
+    assert_says(refusal(read, path), "TRAIN.CSV", "no longer whole", "fetch it again")
 
 
 # ---- the hub
 
 
-@pytest.mark.parametrize("problem", [DatasetNotFoundError, FileNotFoundError, PermissionError, ConnectionError])
-def test_a_set_that_cannot_be_read_gets_one_sentence(problem):
+GATED = DatasetNotFoundError("Dataset 'some/set' is a gated dataset on the Hub.")
+
+
+@pytest.mark.parametrize(
+    ("problem", "offline", "parts"),
+    [
+        (GATED, False, ["gated", "https://huggingface.co/datasets/some/set", "accept its terms"]),
+        (DatasetNotFoundError("Dataset 'some/set' doesn't exist"), False, ["no file or folder", "correct dataset_id"]),
+        (ConnectionError("no route\nto host"), False, ["the hub does not answer (no route)", "try again"]),
+        (ConnectionError("line"), True, ["the hub is switched off", "profile tiny", "PROFILE=colab"]),
+        (PermissionError(13, "Permission denied", "/cache"), False, ["/cache", "HF_HOME"]),
+        (ValueError("Config name is missing.\nPick one of: ['a', 'b']"), False, ["['a', 'b']", "functools.partial"]),
+        (RuntimeError("Dataset scripts are no longer supported"), False, ["scripts are no longer", ".parquet"]),
+    ],
+)
+def test_a_set_that_cannot_be_read_gets_one_sentence(problem, offline, parts, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
+
     def reads(problem):
         def load_dataset(name):
             raise problem
 
         return reading.read("some/set", load_dataset, ())
 
-    page = "some/set: cannot be read; if it is gated, open https://huggingface.co/datasets/some/set, accept its terms"
-    assert refusal(reads, problem("line\nline")).startswith(page)
+    message = refusal(reads, problem)
+    assert_says(message, "some/set: ", *parts)
+    assert "\n" not in message
+    if problem is not GATED:
+        assert "gated" not in message
     assert refusal(reads, errors.CourseError("Mine stays.")) == "Mine stays."
     with pytest.raises(KeyError):
         reads(KeyError("a fault of the program is not hidden"))
@@ -229,14 +267,3 @@ def test_the_function_may_be_one_with_more_settings():
 
     data.summaries.load("some/set", read_the_first_version)
     assert found == [("some/set", "1.0")]
-
-
-def test_source_says_where_the_rows_are(tmp_path):
-    assert reading.source("GAIR/lima").arguments == {"path": "GAIR/lima"}
-    jsonl(tmp_path / "train.jsonl", {"text": "a"})
-    (streamed,) = load_dataset(**reading.source(tmp_path).arguments, split="train", streaming=True)
-    assert streamed == {"text": "a"}
-    path = tmp_path / "b.csv"
-    path.write_text("text,n\nNA,1\n")
-    (streamed,) = load_dataset(**reading.source(path, ("text",)).arguments, split="train", streaming=True)
-    assert streamed == {"text": "NA", "n": 1}

@@ -6,7 +6,7 @@ import datasets
 import pytest
 from conftest import refusal
 from data_files import assert_says, jsonl, never, on_the_hub, splits_of
-from datasets import Dataset, DatasetDict, load_dataset
+from datasets import Dataset, DatasetDict
 
 from utils import data
 
@@ -47,10 +47,10 @@ def test_csv_keeps_words_that_pandas_takes_for_missing_and_texts_that_look_like_
     assert dataset["train"]["summary"][:] == ["null", "007", "nan"]
 
 
-def test_a_parquet_file_is_checked_after_loading(tmp_path):
+def test_a_parquet_file_is_checked(tmp_path):
     path = tmp_path / "a.parquet"
     Dataset.from_list([bill(), bill(summary=" ")]).to_parquet(path)
-    assert_says(refusal(load, path, load_dataset), "split 'train'", "row 1, column 'summary'", "empty text")
+    assert_says(refusal(load, path), "a.parquet", "row 1, column 'summary'", "empty text")
 
 
 def test_missing_splits_are_cut_out_of_train():

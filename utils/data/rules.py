@@ -68,7 +68,7 @@ def refuse_texts(table, column, values):
     """Raises CourseError for the first kind of fault in `values`, one a row, all of which should be texts."""
     refuse(table, column, values, is_empty, "is an empty text; write one, or delete the row")
     refuse(table, column, values, lambda value: not isinstance(value, str), "is not text; put it in double quotes")
-    refuse(table, column, values, _is_broken, "holds a NUL or a broken character; retype it")
+    refuse(table, column, values, is_broken, "holds a NUL or a broken character; retype it")
 
 
 def refuse_long_texts(table, column, values):
@@ -99,7 +99,8 @@ def is_empty(value):
     return value is None or value != value
 
 
-def _is_broken(text):
+def is_broken(text):
+    """Whether a text holds a NUL, or half of a character, which no file can hold."""
     if "\0" in text:
         return True
     try:
