@@ -78,3 +78,13 @@ def test_a_summed_mean_is_refused_before_the_output_folder_is_touched(tmp_path):
     trainer.loss_is_scaled_for_ga = None
     assert "is a mean over its rows" in refusal(training.prepare, trainer)
     assert [path.name for path in tmp_path.iterdir()] == ["file of an earlier run"]
+
+
+def test_a_training_of_few_steps_evaluates_at_its_end(tmp_path, capsys):
+    trainer = trainer_of_even_rows("bert", tmp_path)
+    trainer.args.eval_strategy, trainer.args.eval_steps, trainer.args.save_steps = "steps", 1000, 1000
+    training.prepare(trainer)
+    steps = trainer.args.eval_steps
+    assert 1 <= steps < 1000
+    assert trainer.args.save_steps == steps
+    assert f"The training has {steps} steps, fewer than eval_steps = 1000" in capsys.readouterr().out

@@ -121,11 +121,12 @@ def test_a_path_that_does_not_exist():
 )
 def test_bad_rows_of_loaded_data_name_split_and_row(rows, parts):
     assert_says(refusal(load_from_hub, splits_of(train=rows)), *parts)
-    load_from_hub(splits_of(train=[bill("x" * 1_000_000)] * 10))
+    longest = bill("x" * 1_000_000)
+    load_from_hub(splits_of(train=[longest], validation=[longest], test=[longest]))
 
 
 def test_splits_that_are_missing_or_empty_or_not_asked_for(capsys):
-    good, bad = [bill()] * 10, [bill(summary="")]
+    good, bad = [bill(f"law {n}") for n in range(10)], [bill(summary="")]
     assert_says(refusal(load_from_hub, splits_of(test=good)), "no split 'train'", "train.jsonl")
     assert_says(refusal(load_from_hub, splits_of(train=good)["train"]), "no split 'train'")
     with_empty = DatasetDict(splits_of(train=good) | {"validation": Dataset.from_dict({"text": [], "summary": []})})

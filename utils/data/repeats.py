@@ -8,7 +8,7 @@ import numpy as np
 
 FEWEST_WORDS = 12  # of a text that is looked at for near repeats: in a shorter one a single word may be the point
 FEWEST_CHARACTERS = 60  # the same, for a script that puts no spaces between words
-LONGEST_LOOK = 2_000  # words of a text that are compared
+LONGEST_LOOK = 500  # words of a text that are compared
 ALIKE = 0.8  # of all words and word pairs of two texts, the share that both must have
 N_HASHES = 96
 HASHES_IN_A_BAND = 3  # two texts are compared if they agree in all hashes of one of the first BANDS bands
@@ -37,7 +37,7 @@ def groups(texts, near=True):
     """The number of the group of each text, a list: texts of one group repeat each other.
 
     near: whether long texts that share nearly all words and word pairs are one group, too. They are found by MinHash,
-    which looks at most at the first 2,000 words; of two texts at the border of ALIKE, chance decides.
+    which looks at most at the first 500 words; of two texts at the border of ALIKE, chance decides.
     """
     numbers = {}
     exact = [numbers.setdefault(as_compared(text), len(numbers)) for text in texts]
@@ -71,7 +71,7 @@ def _near_repeats(texts):
             for other in bucket[-COMPARED_IN_A_BUCKET:]:
                 if leader_of(other) == leader_of(number):
                     continue
-                if np.mean(signatures[other] == signature) >= ALIKE:
+                if np.count_nonzero(signatures[other] == signature) >= ALIKE * N_HASHES:
                     leaders[leader_of(number)] = leader_of(other)
             bucket.append(number)
     return [leader_of(number) for number in range(len(texts))]
