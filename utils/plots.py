@@ -1,6 +1,7 @@
 """One colour-blind safe style for all figures, figures that a lesson draws, and a view of tokens."""
 
 import html
+import math
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -27,12 +28,28 @@ def show(figure, path):
     plt.show()
 
 
+def length_bins(lengths, most=500):
+    """The edges of the bars of a histogram of whole numbers: one a number, or wider ones if they would be too many.
+
+    A single very long text would otherwise ask for a bar for each length up to its own: minutes and gigabytes.
+    """
+    width = math.ceil((max(lengths) - min(lengths) + 1) / most)
+    return np.arange(min(lengths), max(lengths) + 1 + width, width) - 0.5
+
+
+def literal(names, longest=40):
+    """Names as a figure shows them letter by letter: "$" begins no formula, and a long name is cut."""
+    shown = [" ".join(str(name).split()) for name in names]
+    shown = [name if len(name) <= longest else f"{name[: longest - 1]}…" for name in shown]
+    return [name.replace("$", r"\$") for name in shown]
+
+
 def length_histogram(lengths, max_length, path):
     """How many tokens the examples have (a sequence of integers), and what `max_length` tokens would cut off."""
-    shortest, longest = min(lengths), max(lengths)
+    longest = max(lengths)
     share_cut = np.mean(np.asarray(lengths) > max_length)
     figure, axes = plt.subplots()
-    axes.hist(lengths, bins=np.arange(shortest, longest + 2) - 0.5)
+    axes.hist(lengths, bins=length_bins(lengths))
     if max_length <= longest:
         axes.axvline(max_length + 0.5, color=ORANGE)
     axes.set_title(

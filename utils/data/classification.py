@@ -6,6 +6,7 @@ import unicodedata
 from utils.data import reading, repeats, rules, splitting
 from utils.errors import CourseError, alike, first_ten
 
+UNSPACED = "[\u0e00-\u0eff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\U00020000-\U0003ffff]"
 LONGEST_NAME = 200  # characters of a class name; more is a text
 
 
@@ -264,3 +265,20 @@ def _warn_of_two_classes(texts, labels):
     if torn:
         remedy = "give each text one class, or no model can be right"
         print(f"Warning: {torn} of {len(of_texts)} different texts of 'train' have more than one class; {remedy}.")
+
+
+# ---- what a baseline counts
+
+
+def unit_to_count(texts):
+    """What a word counter should count in these texts: "word", or "char" where they have no words between spaces.
+
+    That is so for Chinese, Japanese, Thai, Lao, Khmer, Burmese and Tibetan, for emoji, and for single digits and signs.
+    Either is an `analyzer` of scikit-learn's `TfidfVectorizer`, whose words have two letters or digits at least. The
+    first thousand characters of the first thousand texts are looked at.
+    """
+    looked_at = [text[:1000] for text in texts[:1000]]
+    with_words = sum(re.search(r"\b\w\w+\b", text) is not None for text in looked_at)
+    letters = sum(character.isalpha() for text in looked_at for character in text)
+    unspaced = sum(len(re.findall(UNSPACED, text)) for text in looked_at)
+    return "char" if with_words < len(looked_at) / 2 or unspaced > letters / 3 else "word"

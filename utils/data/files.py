@@ -291,11 +291,14 @@ def _read_parquet(path, split, declared):
     if Path(path).suffix.lower() != ".parquet":
         raise CourseError(f"{path}: a Parquet file is compressed inside; unpack it.")
     try:
+        with Path(path).open("rb") as file:
+            if file.read(4) != b"PAR1":
+                file.seek(0)
+                _refuse_other_formats(path, file.read(200))
         rows = parquet.ParquetFile(path).read()
-        for place, column in enumerate(rows.schema):
-            if pyarrow.types.is_dictionary(column.type):  # what pandas calls a category
-                rows = rows.set_column(place, column.name, rows[place].cast(column.type.value_type))
-        dataset = Dataset(InMemoryTable(rows))
+        dataset = Dataset(InMemoryTable(_plain_types(rows)))
+    except CourseError:
+        raise
     except PermissionError:
         remedy = f"allow it, for example with chmod +r {Path(path).name}"
         raise CourseError(f"{path}: you may not read this file; {remedy}.") from None
@@ -309,3 +312,15 @@ def _read_parquet(path, split, declared):
     columns = {name: dataset[name] for name in dataset.column_names}  # read when they are asked for
     place = f"{path} (rows count from 0)"
     return Table(place, split, range(len(dataset)), columns, features, dataset=dataset)
+
+
+def _plain_types(rows):
+    """The Arrow table with plain values in place of what pandas calls categories, periods and the like."""
+    from pyarrow import BaseExtensionType, types
+
+    for place, column in enumerate(rows.schema):
+        if types.is_dictionary(column.type):
+            rows = rows.set_column(place, column.name, rows[place].cast(column.type.value_type))
+        elif isinstance(column.type, BaseExtensionType):
+            rows = rows.set_column(place, column.name, rows[place].cast(column.type.storage_type))
+    return rows

@@ -41,6 +41,9 @@ def files_of_splits(folder):
     The split stands in a file's name or in that of a folder around it; if it stands nowhere, all files are train.
     Raises CourseError for a folder without data, for files of several kinds, and for a file of two splits.
     """
+    if (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
+        remedy = "write each split with to_parquet, into files train.parquet and test.parquet"
+        raise CourseError(f"{folder}: this was written by save_to_disk; {remedy}.")
     files = _data_files(folder)
     if not files:
         _refuse_without_data(folder)
@@ -76,9 +79,6 @@ def _data_files(folder):
 
 def _refuse_without_data(folder):
     """Raises CourseError for a folder in which there is nothing to read."""
-    if any((folder / name).exists() for name in ("dataset_dict.json", "state.json")) or any(folder.rglob("*.arrow")):
-        remedy = "write each split with to_parquet, into files train.parquet and test.parquet"
-        raise CourseError(f"{folder}: this was written by save_to_disk; {remedy}.")
     there = sorted(path.name for path in folder.iterdir())
     names = f"among {first_ten(there)}" if there else "in it"
     remedy = f"name the files train, validation and test, all of one kind of {', '.join(KINDS)}"

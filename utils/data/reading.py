@@ -91,7 +91,8 @@ def _declared_files(folder):
         builder = load_dataset_builder(str(folder))
     except Exception as error:
         remedy = "name the files train, validation and test, all .jsonl or all .csv, and check README.md"
-        raise CourseError(f"{folder}: {str(error).splitlines()[0].rstrip('.')}; {remedy}.") from error
+        reason = str(error).splitlines()[0].partition(" with any supported")[0].rstrip(".")
+        raise CourseError(f"{folder}: {reason}; {remedy}.") from error
     declared = builder.config.data_files or {}
     return {str(split): [str(file) for file in files] for split, files in declared.items()}
 
@@ -136,6 +137,8 @@ def to_datasets(tables, text_columns):
         for name in columns:
             if name not in text_columns:
                 columns[name] = _numbers_if_all_are(columns[name])
+    if not features:
+        columns = _without_strange_columns(columns, text_columns)
     try:
         rows = Dataset.from_dict(columns, on_mixed_types="use_json")
         if features:
@@ -150,6 +153,22 @@ def to_datasets(tables, text_columns):
         datasets[split] = rows.select(range(first, first + length))
         first += length
     return datasets
+
+
+def _without_strange_columns(columns, text_columns):
+    """The columns without those that no data set can hold and nobody needs, such as of numbers with 30 digits."""
+    from datasets import Dataset
+
+    kept = {}
+    for name, values in columns.items():
+        if name not in text_columns and any(not isinstance(value, str) for value in values):
+            try:
+                Dataset.from_dict({name: values}, on_mixed_types="use_json")
+            except (ValueError, TypeError, OverflowError) as error:
+                print(f"Left out: column {name!r}, which cannot be stored ({str(error).splitlines()[0]}).")
+                continue
+        kept[name] = values
+    return kept
 
 
 def _joined_splits(tables, text_columns):

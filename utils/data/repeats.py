@@ -8,8 +8,9 @@ import numpy as np
 
 FEWEST_WORDS = 12  # of a text that is looked at for near repeats: in a shorter one a single word may be the point
 FEWEST_CHARACTERS = 60  # the same, for a script that puts no spaces between words
+MOST_CHARACTERS = 20_000_000  # of all texts in which near repeats are looked for: seconds
 LONGEST_LOOK = 500  # words of a text that are compared
-ALIKE = 0.8  # of all words and word pairs of two texts, the share that both must have
+ALIKE = 0.8  # of all words and word pairs of two texts, the share that both have at least
 N_HASHES = 96
 HASHES_IN_A_BAND = 3  # two texts are compared if they agree in all hashes of one of the first BANDS bands
 BANDS = 8
@@ -33,21 +34,22 @@ def _spaces_for_punctuation():
     return table
 
 
-def groups(texts, near=True):
+def groups(texts, near=True, alike=ALIKE):
     """The number of the group of each text, a list: texts of one group repeat each other.
 
-    near: whether long texts that share nearly all words and word pairs are one group, too. They are found by MinHash,
-    which looks at most at the first 500 words; of two texts at the border of ALIKE, chance decides.
+    near: whether long texts that share so much of their words and word pairs (alike) are one group, too, unless
+    all texts have more than MOST_CHARACTERS; if not, only texts that are the same `as_compared`. Near repeats are found
+    by MinHash, which looks at the first 500 words; of two texts at the border, the fixed random numbers decide.
     """
     numbers = {}
     exact = [numbers.setdefault(as_compared(text), len(numbers)) for text in texts]
-    if not near:
+    if not near or sum(map(len, numbers)) > MOST_CHARACTERS:
         return exact
-    leaders = _near_repeats(list(numbers))
+    leaders = _near_repeats(list(numbers), alike)
     return [leaders[number] for number in exact]
 
 
-def _near_repeats(texts):
+def _near_repeats(texts, alike):
     """For each of these different texts, the number of the first text that it repeats, perhaps over others."""
     leaders = list(range(len(texts)))
 
@@ -71,7 +73,7 @@ def _near_repeats(texts):
             for other in bucket[-COMPARED_IN_A_BUCKET:]:
                 if leader_of(other) == leader_of(number):
                     continue
-                if np.count_nonzero(signatures[other] == signature) >= ALIKE * N_HASHES:
+                if np.count_nonzero(signatures[other] == signature) >= alike * N_HASHES:
                     leaders[leader_of(number)] = leader_of(other)
             bucket.append(number)
     return [leader_of(number) for number in range(len(texts))]

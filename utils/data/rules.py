@@ -67,7 +67,13 @@ def rows_in_words(numbers):
 def refuse_texts(table, column, values):
     """Raises CourseError for the first kind of fault in `values`, one a row, all of which should be texts."""
     refuse(table, column, values, is_empty, "is an empty text; write one, or delete the row")
-    refuse(table, column, values, lambda value: not isinstance(value, str), "is not text; put it in double quotes")
+    refuse(
+        table,
+        column,
+        values,
+        lambda value: not isinstance(value, str),
+        "is not text; write it as text, in double quotes",
+    )
     refuse(table, column, values, is_broken, "holds a NUL or a broken character; retype it")
 
 

@@ -17,8 +17,8 @@ def add_missing_splits(dataset, seed, stratify_by_column=None, group_by=None):
     They are drawn at random with the seed.
     stratify_by_column: a column of classes, a `ClassLabel`, whose shares all parts then keep as far as they can; each
     part has each class. group_by: the text of each row of train, a list. Rows whose texts repeat each other, word for
-    word or nearly (`repeats.groups`), then stay in one part. Raises CourseError if a class, or the whole set, has too
-    few different texts for all parts.
+    word or nearly (`repeats.groups`), then stay in one part; a line says where a class has too few different texts for
+    that. Raises CourseError if a class, or the whole set, has fewer rows than there are parts.
     """
     missing = [split for split in SHARES if split not in dataset]
     train = dataset["train"]
@@ -28,7 +28,7 @@ def add_missing_splits(dataset, seed, stratify_by_column=None, group_by=None):
     classes, names = [0] * len(train), None
     if stratify_by_column is not None:
         classes, names = train[stratify_by_column][:], train.features[stratify_by_column].names
-    groups = _groups_that_fill(1 + len(missing), list(texts), classes)
+    groups = _groups_that_fill(1 + len(missing), list(texts), classes, names)
     _refuse_too_few(1 + len(missing), groups, classes, names, stratify_by_column)
     random = np.random.default_rng(seed)
     left = list(range(len(train)))
@@ -41,36 +41,46 @@ def add_missing_splits(dataset, seed, stratify_by_column=None, group_by=None):
     return dataset
 
 
-def _groups_that_fill(parts, texts, classes):
-    """The group of each text; of exact repeats only, if near ones would leave a class fewer groups than parts."""
+def _groups_that_fill(parts, texts, classes, names):
+    """The group of each text. A class with fewer groups than parts is cut more finely, in the end row by row."""
     groups = repeats.groups(texts)
-    if min(_groups_of_classes(groups, classes).values()) >= parts:
-        return groups
-    exact = repeats.groups(texts, near=False)
-    if len(set(exact)) > len(set(groups)):
-        what = "the texts of a class resemble each other so much that no split can keep them apart"
-        print(f"Warning: {what}; the scores on the splits cut from 'train' will look too good.")
-    return exact
+    finer = (lambda: repeats.groups(texts, alike=0.9), lambda: repeats.groups(texts, None), lambda: range(len(texts)))
+    for grouped in finer:
+        few = _classes_with_few_groups(parts, groups, classes)
+        if not few:
+            return groups
+        others = grouped()
+        for row, number in enumerate(classes):
+            if number in few:
+                groups[row] = ("finer", others[row])
+        numbers = {}
+        groups = [numbers.setdefault(group, len(numbers)) for group in groups]
+    if len(set(zip(repeats.groups(texts, None), classes, strict=True))) < len(set(groups)):
+        which = f"classes {first_ten(map(repr, (names[number] for number in few)))}" if names else "'train'"
+        what = f"{which} have so few different texts that copies of one stand in several splits"
+        print(f"Warning: {what}; the scores will look too good.")
+    return groups
 
 
-def _groups_of_classes(groups, classes):
-    """{class: how many groups have a row of it}."""
-    return Counter(number for _, number in set(zip(groups, classes, strict=True)))
+def _classes_with_few_groups(parts, groups, classes):
+    """{class: how many groups have a row of it} of the classes with fewer groups than parts, in order."""
+    counts = Counter(number for _, number in set(zip(groups, classes, strict=True)))
+    return {number: count for number, count in sorted(counts.items()) if count < parts}
 
 
 def _refuse_too_few(parts, groups, classes, names, column):
     """Raises CourseError for classes with fewer groups than parts; names: None if there are no classes."""
-    few = {number: count for number, count in _groups_of_classes(groups, classes).items() if count < parts}
+    few = _classes_with_few_groups(parts, groups, classes)
     if not few:
         return
-    number, count = next(iter(sorted(few.items())))
-    texts = "1 text" if count == 1 else f"{count} different texts"
+    number, count = next(iter(few.items()))
+    rows = "1 row" if count == 1 else f"{count} rows"
     need = f"{parts} are needed, one for 'train' and for each split that is cut from it"
     if names is None:
-        raise CourseError(f"split 'train': it has {texts} only, and {need}; add rows.")
-    others = f" (so do others: {first_ten(names[other] for other in sorted(few)[1:])})" if len(few) > 1 else ""
+        raise CourseError(f"split 'train': it has {rows} only, and {need}; add rows.")
+    others = f" (classes with too few: {len(few)})" if len(few) > 1 else ""
     where = f"split 'train', column {column!r}"
-    raise CourseError(f"{where}: class {names[number]!r} has {texts} only, and {need}{others}; add some, or remove it.")
+    raise CourseError(f"{where}: class {names[number]!r} has {rows} only, and {need}{others}; add rows, or remove it.")
 
 
 def _refuse_absent(held, classes, names, column):
