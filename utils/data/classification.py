@@ -74,7 +74,7 @@ def _with_labels(tables, column):
 def check_labels(table, column):
     """Raises CourseError for the first kind of bad label in a Table."""
     labels = table.column(column)
-    names = getattr(table.features.get(column), "names", None)
+    names = _declared(table, column)
     if table.is_csv:
         labels = [label if label in (names or ()) else _as_number(label) for label in labels]
     rules.refuse(table, column, labels, rules.is_empty, "is an empty label; write one, or delete the row")
@@ -85,6 +85,12 @@ def check_labels(table, column):
     _refuse_two_kinds(table, column, labels)
     if names:
         _refuse_undeclared(table, column, labels, names)
+
+
+def _declared(table, column):
+    """The class names that README.md or the file declares for a column, texts in their order; or None."""
+    names = getattr(table.features.get(column), "names", None)
+    return [str(name) for name in names] if names else None
 
 
 def _is_no_class(label):
@@ -143,7 +149,7 @@ def classes_of_rows(table, column):
     A text that is a declared name is that class; another number, also in quotes, is the place of a declared name.
     Without declared names, a number is a name itself, and "1.0" in a CSV file is "1". Spaces around do not count.
     """
-    declared = getattr(table.features.get(column), "names", None)
+    declared = _declared(table, column)
     labels = table.column(column)
     names = {label: _class_of(label, declared, table.is_csv) for label in set(labels)}
     spaced = sum(isinstance(label, str) and label != label.strip() for label in labels)
@@ -169,7 +175,7 @@ def _refuse_names_here_numbers_there(tables, column):
     """Raises CourseError if the labels of one file are names of classes and those of another are numbers."""
     examples = {}
     for table in tables:
-        declared = getattr(table.features.get(column), "names", None)
+        declared = _declared(table, column)
         label = table.column(column)[0]
         if declared or (isinstance(label, str) and _as_number(label) is label):
             examples.setdefault("names", (table, declared[0] if declared else label))
@@ -187,7 +193,7 @@ def _refuse_nearly_equal_names(tables, classes, column):
     """Raises CourseError for two classes whose names differ in nothing that a reader would see as a difference."""
     known = {}
     for table, names in zip(tables, classes, strict=True):
-        if getattr(table.features.get(column), "names", None):
+        if _declared(table, column):
             continue
         for name in dict.fromkeys(names):
             number = table.numbers[names.index(name)]
@@ -219,7 +225,7 @@ def class_names(tables, classes, column):
     for table, names in zip(tables, classes, strict=True):
         of_splits.setdefault(table.split, set()).update(names)
         if table.split == "train":
-            declared = declared or getattr(table.features.get(column), "names", None)
+            declared = declared or _declared(table, column)
     where = f"split 'train', column {column!r}"
     if len(set().union(*of_splits.values())) < 2:
         raise CourseError(f"{where}: one class only, {first_ten(of_splits['train'])}; add rows of another class.")

@@ -7,6 +7,7 @@ from utils.data import repeats
 from utils.errors import CourseError, alike, first_ten
 
 LONGEST = 1_000_000  # characters; more takes long to tokenize, and nearly all of it is cut off afterwards
+MOST_COMPARED = 20_000  # texts in which near repeats are looked for: seconds
 
 INVISIBLE = r"[\s\u00ad\u180e\u200b-\u200f\u2060\ufeff]*"  # spaces, also those without a width
 
@@ -87,15 +88,24 @@ def refuse_long_texts(table, column, values):
 
 def warn_of_repeats(texts):
     """Prints a line for a split of `texts` ({split: texts}) that repeats some of train, whatever case, spaces and
-    punctuation."""
-    trained_on = {hash(repeats.as_compared(text)) for text in texts["train"]}
+    punctuation. Near repeats count too, unless there are more than MOST_COMPARED texts."""
+    everything = [text for values in texts.values() for text in values]
+    exact = repeats.groups(everything, None)
+    near = repeats.groups(everything) if len(everything) <= MOST_COMPARED else exact
+    of_splits = {}
+    first = 0
     for split, values in texts.items():
-        if split == "train":
-            continue
-        repeated = sum(hash(repeats.as_compared(text)) in trained_on for text in values)
-        if repeated:
+        of_splits[split] = range(first, first + len(values))
+        first += len(values)
+    trained_on = {exact[row] for row in of_splits["train"]}
+    nearly_trained_on = {near[row] for row in of_splits["train"]}
+    for split, rows in of_splits.items():
+        repeated = sum(exact[row] in trained_on for row in rows)
+        nearly = sum(near[row] in nearly_trained_on for row in rows) - repeated
+        if split != "train" and (repeated or nearly):
+            also = f", and {nearly} nearly do" if nearly else ""
             remedy = "remove them there, or the score will look too good"
-            print(f"Warning: {repeated} of {len(values)} texts of {split!r} also stand in 'train'; {remedy}.")
+            print(f"Warning: {repeated} of {len(rows)} texts of {split!r} also stand in 'train'{also}; {remedy}.")
 
 
 def is_empty(value):

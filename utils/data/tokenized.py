@@ -43,9 +43,11 @@ def warn_of_unknown(rows, tokenizer):
     rows: the token ids of each text, lists of integers. Special tokens of the model do not count.
     """
     unknown = tokenizer.unk_token_id
+    if unknown in (None, tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id):
+        return 0.0  # such as GPT-2, which spells every text in bytes
     ids = np.fromiter((number for row in rows for number in row), dtype=np.int64)
     ids = ids[~np.isin(ids, [number for number in tokenizer.all_special_ids if number != unknown])]
-    if unknown is None or not len(ids):
+    if not len(ids):
         return 0.0
     share = float(np.mean(ids == unknown))
     if share > MANY_UNKNOWN:
