@@ -52,7 +52,7 @@ def test_near_repeats_are_found_in_long_texts_and_in_those_without_spaces_but_no
     numbers = repeats.groups(long + changed)
     assert numbers[:50] == numbers[50:]
     assert len(set(numbers)) == 50
-    assert len(set(repeats.groups(long + changed, None))) == 100
+    assert len(set(repeats.groups(long + changed, near=False))) == 100
     unspaced = ["".join(chr(0x4E00 + int(word, 36) % 4000) for word in text.split()) * 4 for text in long]
     assert len(set(repeats.groups([*unspaced, *(text + "了" for text in unspaced)]))) == 50
     assert len(set(repeats.groups(["open the left window", "open the right window"]))) == 2

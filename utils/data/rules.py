@@ -90,7 +90,7 @@ def warn_of_repeats(texts):
     """Prints a line for a split of `texts` ({split: texts}) that repeats some of train, whatever case, spaces and
     punctuation. Near repeats count too, unless there are more than MOST_COMPARED texts."""
     everything = [text for values in texts.values() for text in values]
-    exact = repeats.groups(everything, None)
+    exact = repeats.groups(everything, near=False)
     near = repeats.groups(everything) if len(everything) <= MOST_COMPARED else exact
     of_splits = {}
     first = 0

@@ -44,7 +44,11 @@ def add_missing_splits(dataset, seed, stratify_by_column=None, group_by=None):
 def _groups_that_fill(parts, texts, classes, names):
     """The group of each text. A class with fewer groups than parts is cut more finely, in the end row by row."""
     groups = repeats.groups(texts)
-    finer = (lambda: repeats.groups(texts, alike=0.9), lambda: repeats.groups(texts, None), lambda: range(len(texts)))
+    finer = (
+        lambda: repeats.groups(texts, alike=0.9),
+        lambda: repeats.groups(texts, near=False),
+        lambda: range(len(texts)),
+    )
     for grouped in finer:
         few = _classes_with_few_groups(parts, groups, classes)
         if not few:
@@ -55,7 +59,7 @@ def _groups_that_fill(parts, texts, classes, names):
                 groups[row] = ("finer", others[row])
         numbers = {}
         groups = [numbers.setdefault(group, len(numbers)) for group in groups]
-    if len(set(zip(repeats.groups(texts, None), classes, strict=True))) < len(set(groups)):
+    if len(set(zip(repeats.groups(texts, near=False), classes, strict=True))) < len(set(groups)):
         which = f"classes {first_ten(map(repr, (names[number] for number in few)))}" if names else "'train'"
         what = f"{which} have so few different texts that copies of one stand in several splits"
         print(f"Warning: {what}; the scores will look too good.")
