@@ -11,7 +11,8 @@ import bitsandbytes as bnb
 import torch
 from datasets import load_dataset
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, set_seed
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, set_seed
+from transformers.pytorch_utils import Conv1D
 from trl import SFTConfig, SFTTrainer
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -134,5 +135,10 @@ base = AutoModelForCausalLM.from_pretrained(
     options.model, dtype=compute_dtype, quantization_config=nf4, use_safetensors=True
 )
 merged = PeftModel.from_pretrained(base.dequantize(), f"{options.output}/adapter").merge_and_unload()
-merged.save_pretrained(f"{options.output}/merged")
+weights = merged.state_dict()
+with torch.device("meta"):  # GPT-2 keeps its weights turned (Conv1D), bitsandbytes does not: they are turned back
+    as_saved = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(options.model))
+turned = [f"{name}.weight" for name, layer in as_saved.named_modules() if isinstance(layer, Conv1D)]
+weights.update({name: weights[name].T.contiguous() for name in turned})
+merged.save_pretrained(f"{options.output}/merged", state_dict=weights)
 tokenizer.save_pretrained(f"{options.output}/merged")

@@ -1,20 +1,47 @@
 """Scores that need no network: of generated text, of probabilities, and a bootstrap interval for any of them."""
 
 import re
+import unicodedata
 from collections import Counter
 
 import numpy as np
+import regex
 from scipy import stats
 
+MINUS = str.maketrans("\u2212\u2013\ufe63\uff0d\u2019\u02bc", "----''")  # signs that stand for - and for '
+# Letters of scripts that put no spaces between words, each with the marks above and below it: a word of its own.
+ALONE = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]\p{M}*"
+LETTER = r"(?:(?![\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}])[\p{L}\p{N}_])"
+JOINED = r"[\p{M}\u200c\u200d]"  # marks and joiners inside a word, as in Hindi and in Persian
+NUMBER = r"(?:(?<![\w%)])-)?[$€£¥₹₽]?\d+(?:[.,]\d+)*(?:\s?[%‰])?"
+WORD = regex.compile(
+    rf"{NUMBER}"  # -5, $1,500 and 12 % are one token each
+    rf"|{ALONE}"
+    rf"|{LETTER}(?:{LETTER}|{JOINED})*(?:'{LETTER}+)?\#?"  # also C#
+    r"|\p{Sm}|\p{Sc}|\p{So}"  # <, +, €, and emoji
+)
 
-def _tokens(text):
-    """Words and numbers of `text`, lower case; "$1,500" stays one token, other punctuation is dropped."""
-    return re.findall(r"\$?\d+(?:[.,]\d+)*|\w+(?:'\w+)?", str(text).casefold())
+
+def words_of(text):
+    """The words, numbers and signs of a text in any alphabet, lower case; punctuation is left out.
+
+    A number keeps its sign, its currency and its per cent: "-5", "$1,500" and "12%" are one token each. Scripts without
+    spaces, such as Chinese, Japanese and Thai, count by letters; an emoji is a token. A text of punctuation alone is
+    one token. The same letter in two spellings of Unicode is the same.
+    """
+    text = unicodedata.normalize("NFC", str(text)).translate(MINUS)
+    text = unicodedata.normalize("NFC", text.casefold()).strip()
+    text = regex.sub(r"[\uff01-\uff5e]", lambda match: chr(ord(match[0]) - 0xFEE0), text)  # the wide forms of ASCII
+    text = regex.sub(r"(?<=\d)\s?(?:percent|per cent)\b", "%", text)
+    words = [regex.sub(r"\s(?=[%‰])", "", word) for word in WORD.findall(text)]
+    if not words and text:
+        return [text]
+    return words
 
 
 def exact_match(prediction, reference):
-    """1.0 if the two texts are the same words in the same order, whatever their case and punctuation; else 0.0."""
-    return float(_tokens(prediction) == _tokens(reference))
+    """1.0 if the two texts are the same `words_of` in the same order, whatever their case and punctuation; else 0.0."""
+    return float(words_of(prediction) == words_of(reference))
 
 
 def token_f1(prediction, reference):
@@ -22,8 +49,8 @@ def token_f1(prediction, reference):
 
     Two texts without a word agree: 1.0.
     """
-    predicted = Counter(_tokens(prediction))
-    expected = Counter(_tokens(reference))
+    predicted = Counter(words_of(prediction))
+    expected = Counter(words_of(reference))
     if not predicted and not expected:
         return 1.0
     in_common = (predicted & expected).total()
@@ -31,9 +58,13 @@ def token_f1(prediction, reference):
 
 
 def stated_facts(summary):
-    """Amounts, percentages, dates and other numbers that a text states, as strings, each once, in order."""
+    """Amounts, percentages, dates and other numbers that a text states, as strings, each once, in order.
+
+    The names of months are English; of other dates the numbers are found.
+    """
     month = "January|February|March|April|May|June|July|August|September|October|November|December"
-    pattern = rf"(?:{month}) \d{{1,2}}, \d{{4}}|\$\d+(?:[.,]\d+)*|\b\d+(?:[.,]\d+)*%?"
+    number = r"(?<!\w)[-\u2212]?[$€£¥₹₽]?\d+(?:[.,]\d+)*(?:\s?[%‰])?"
+    pattern = rf"(?:{month}) \d{{1,2}}, \d{{4}}|{number}"
     facts = re.findall(pattern, str(summary))
     return list(dict.fromkeys(facts))
 
@@ -43,10 +74,10 @@ def fact_hits(prediction, facts):
 
     Whole words count: "$25" is not stated by "$250".
     """
-    text = f" {' '.join(_tokens(prediction))} "
+    text = f" {' '.join(words_of(prediction))} "
     hits = []
     for fact in facts:
-        words = f" {' '.join(_tokens(fact))} "
+        words = f" {' '.join(words_of(fact))} "
         hits.append(float(words in text))
     return hits
 

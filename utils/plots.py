@@ -1,9 +1,26 @@
 """Figures that a lesson draws, and a view of tokens. The style of all figures is `course.mplstyle`."""
 
 import html
+import math
 
 import matplotlib.pyplot as plt
 import numpy as np
+
+
+def length_bins(lengths, most=500):
+    """The edges of the bars of a histogram of whole numbers: one a number, or wider ones if they would be too many.
+
+    A single very long text would otherwise ask for a bar for each length up to its own: minutes and gigabytes.
+    """
+    width = math.ceil((max(lengths) - min(lengths) + 1) / most)
+    return np.arange(min(lengths), max(lengths) + 1 + width, width) - 0.5
+
+
+def literal(names, longest=40):
+    """Names as a figure shows them letter by letter: "$" begins no formula, and a long name is cut."""
+    shown = [" ".join(str(name).split()) for name in names]
+    shown = [name if len(name) <= longest else f"{name[: longest - 1]}…" for name in shown]
+    return [name.replace("$", r"\$") for name in shown]
 
 
 def reliability_diagram(judges, path):

@@ -1,5 +1,6 @@
 """One notebook, several sizes: choose a profile, then change single values."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 from utils.errors import CourseError, closest
@@ -30,6 +31,23 @@ def table(SETTINGS):  # noqa: N803  (the name in the notebooks)
     for column, profile in enumerate(names):
         profiles[profile] = {name: row[column] for name, row in SETTINGS.items()}
     return profiles
+
+
+def for_own_data(run, SETTINGS, OVERRIDES, names):  # noqa: N803  (the names in the notebooks)
+    """Empties the settings `names` of a run, texts that belong to the course's own data, if it reads other data.
+
+    run: what `select` returned of SETTINGS and OVERRIDES. A setting that stands in OVERRIDES itself stays. Prints which
+    ones are empty now.
+    """
+    given = str(run.dataset_id)
+    if any(given == value or Path(given).absolute() == Path(value).absolute() for value in SETTINGS["dataset_id"]):
+        return
+    emptied = [name for name in names if getattr(run, name) and name not in OVERRIDES]
+    for name in emptied:
+        setattr(run, name, "")
+    if emptied:
+        belong = "it belongs" if len(emptied) == 1 else "they belong"
+        print(f"Not used with other data: {', '.join(emptied)}; {belong} to the course's own. Set what yours has.")
 
 
 def select(PROFILES, PROFILE, OVERRIDES):  # noqa: N803  (the names in the notebooks)

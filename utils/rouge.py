@@ -4,16 +4,19 @@ Source: Lin, ROUGE: A Package for Automatic Evaluation of Summaries, 2004.
 """
 
 import functools
-import re
+import unicodedata
 
 import datasets
 import evaluate
+import regex
 from nltk.stem import PorterStemmer
 from rouge_score import rouge_scorer, tokenizers
 
-# A word is letters and digits of any alphabet. Chinese and Japanese put no spaces between words, so there each
-# character counts as one.
-WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W_\u3040-\u30ff\u3400-\u9fff]+")
+from utils.metrics import ALONE, JOINED
+
+# A word is letters and digits of any alphabet, with the marks that belong to them. Where a script puts no spaces
+# between words, as Chinese, Japanese and Thai, each letter counts as one.
+WORD = regex.compile(rf"{ALONE}|(?:(?!{ALONE})[\p{{L}}\p{{N}}])(?:(?!{ALONE})[\p{{L}}\p{{N}}]|{JOINED})*")
 
 
 class CachedStemmer(tokenizers.Tokenizer):
@@ -26,14 +29,21 @@ class CachedStemmer(tokenizers.Tokenizer):
     stem = staticmethod(functools.cache(PorterStemmer().stem))
 
     def tokenize(self, text):
-        """The words of a text as a list: lower case, those of more than three letters without their endings."""
-        words = WORD.findall(text.lower())
+        """The words of a text as a list: lower case, those of more than three letters without their endings.
+
+        Of a text without a word, such as one of emoji, they are its characters.
+        """
+        text = unicodedata.normalize("NFC", text.lower())
+        words = WORD.findall(text) or list("".join(text.split()))
         return [self.stem(word) if len(word) > 3 else word for word in words]
 
 
 def one_sentence_a_line(text):
-    """The text with one sentence a line, as rougeLsum needs it; split after . ! ? that a space follows."""
-    return re.sub(r"(?<=[.!?])\s+", "\n", text.strip())
+    """The text with one sentence a line, as rougeLsum needs it.
+
+    It is split after . ! ? that a space follows, and after the full stops of other scripts.
+    """
+    return regex.sub(r"(?<=[.!?])\s+|(?<=[\u3002\uff01\uff1f\u0964\u06d4\u061f])\s*", "\n", text.strip())
 
 
 class Rouge(evaluate.Metric):

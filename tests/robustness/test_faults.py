@@ -59,7 +59,7 @@ def missing(faults):
 
 def test_every_fault_has_a_verdict_and_every_test_exists():
     faults = matrix()
-    assert [fault["number"] for fault in faults] == list(range(1, 36))
+    assert [fault["number"] for fault in faults] == list(range(1, len(faults) + 1))
     assert missing(faults) == []
     for fault in faults:
         assert fault["verdict"] in VERDICTS
@@ -114,7 +114,6 @@ def test_a_control_token_that_somebody_wrote_stays_text_in_the_bert_lessons(less
     ("name", "text", "fault"),
     [
         ("train.csv", "text,label,text\nopen it,a,shut it\n", "row 1: 'text' stands twice as a column; rename or"),
-        ("train.csv", "text,label,,\nopen it,a,,\n", "row 1: '' stands twice as a column"),
         (
             "train.jsonl",
             '{"text": "open it", "label": "a", "text": "shut it"}\n',
@@ -139,7 +138,7 @@ def test_a_class_of_one_row_stops_before_training(tmp_path):
     from utils import data
 
     (tmp_path / "train.csv").write_text("text,label\n" + "open it,a\n" * 9 + "close it,b\n")
-    with pytest.raises(ValueError, match=r"(?i)least populated class"):
+    with pytest.raises(ValueError, match="class 'b' has 1 row only, and 3 are needed"):
         data.classification.load(tmp_path, load_dataset)
 
 

@@ -58,7 +58,7 @@ PROTECTIONS = {  # name: (file of utils, what to replace by "False and" it, test
         "unit/test_adapters.py::test_another_tokenizer_beside_an_adapter_is_refused",
     ),
     "a column twice": (
-        "data/reading.py",
+        "data/files.py",
         "if doubled:",
         "robustness/test_faults.py::test_a_column_that_is_there_twice_cannot_hide_the_first",
     ),

@@ -8,6 +8,7 @@ import pytest
 from conftest import refusal
 from data_files import assert_says, never, on_the_hub, write
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, load_dataset
+from sklearn.feature_extraction.text import TfidfVectorizer
 
 from utils import data
 
@@ -93,7 +94,7 @@ def test_a_folder_may_be_relative_to_here_or_to_home(tmp_path, monkeypatch, spel
     assert load(spelling).num_rows == {"train": 3, "validation": 3, "test": 3}
 
 
-CSV = "text,label\n" + "NA,null\nnull,nan\nNone,null\nnan,nan\n" * 5
+CSV = "text,label\n" + "NA,null\nnull,nan\nNone,null\nnan,nan\n#N/A,null\n<NA>,nan\n" * 5
 
 
 @pytest.mark.parametrize("name", ["train.csv", "mine (1).csv"])
@@ -102,7 +103,7 @@ def test_csv_keeps_words_that_pandas_takes_for_missing(tmp_path, name):
     dataset = load(tmp_path / name)
     assert names_of(dataset) == ["nan", "null"]
     rows = [row for part in dataset.values() for row in part]
-    labels = {"NA": "null", "null": "nan", "None": "null", "nan": "nan"}
+    labels = {"NA": "null", "null": "nan", "None": "null", "nan": "nan", "#N/A": "null", "<NA>": "nan"}
     assert sorted(row["text"] for row in rows) == sorted([*labels] * 5)
     assert all(names_of(dataset)[row["label"]] == labels[row["text"]] for row in rows)
 
@@ -138,13 +139,12 @@ def test_labels_become_numbers_in_the_order_of_their_names():
     assert (dataset["train"]["label"][:], dataset["test"]["label"][:]) == ([0, 1, 0], [1])
 
 
-def test_a_parquet_file_is_checked_after_loading(tmp_path):
+def test_a_parquet_file_is_checked(tmp_path):
     path = tmp_path / "a.parquet"
     as_dataset(train=["call", ""])["train"].to_parquet(path)
-    message = refusal(load, path, load_dataset)
-    assert_says(message, "split 'train'", "row 1", "'label'", "empty label", "delete")
+    assert_says(refusal(load, path), "a.parquet", "row 1", "'label'", "empty label", "delete")
     as_dataset(train=["call", "music"] * 10)["train"].to_parquet(path)
-    assert load(path, load_dataset).num_rows == {"train": 14, "test": 4, "validation": 2}
+    assert load(path).num_rows == {"train": 14, "test": 4, "validation": 2}
 
 
 @pytest.mark.parametrize("hub_id", ["fancyzhx/ag_news", "imdb", "stanfordnlp/sst2"])
@@ -315,7 +315,7 @@ BAD_FILES = {
         "train.csv",
         csv_file("a,1", "b,1.5"),
         0,
-        ["'label'", "'1.5' in row 3", "1 in row 2", "numbers only"],
+        ["row 3", "'label'", "1.5 ", "whole number"],
     ),
     "label list": (
         "train.jsonl",
@@ -521,3 +521,172 @@ def test_a_text_on_both_sides_gives_one_line_with_counts(capsys):
     out = capsys.readouterr().out
     assert out.count("\n") == 1
     assert_says(out, "Warning", "2 of 3 texts", "'test'", "'train'", "remove")
+
+
+# ---- what a label means, in all files
+
+
+def table(rows, header="text,label"):
+    return header + "\n" + "".join(f"{text},{label}\n" for text, label in rows)
+
+
+SIXTY = [(f"text {number} of {'cats' if number % 2 else 'dogs'}", ("no", "yes")[number % 2]) for number in range(60)]
+
+
+def as_parquet(path, labels, names=None, prefix=""):
+    kind = Value("string") if names is None else ClassLabel(names=names)
+    rows = {"text": [f"{prefix}{number}" for number in range(len(labels))], "label": labels}
+    Dataset.from_dict(rows, features=Features({"text": Value("string"), "label": kind})).to_parquet(path)
+
+
+def test_classes_in_another_order_are_aligned_by_their_names(tmp_path):
+    as_parquet(tmp_path / "train.parquet", [0, 1] * 10, ["neg", "pos"])
+    as_parquet(tmp_path / "test.parquet", [0, 1, 1], ["pos", "neg"], "test ")
+    dataset = load(tmp_path)
+    assert dataset["test"].features == dataset["train"].features
+    assert [names_of(dataset)[label] for label in dataset["test"]["label"]] == ["pos", "neg", "neg"]
+
+
+def test_the_names_of_a_readme_reach_parquet_that_has_numbers_only(tmp_path):
+    write(tmp_path, README)
+    for split in ("train", "validation", "test"):
+        rows = {"text": [f"{split} {number}" for number in range(3)], "label": [0, 1, 2]}
+        Dataset.from_dict(rows).to_parquet(tmp_path / f"{split}.parquet")
+    assert names_of(load(tmp_path)) == NAMES
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_names_in_one_file_and_numbers_in_another_are_refused_with_both(tmp_path, suffix):
+    numbers = {"csv": table([("a", 0), ("b", 1)]), "jsonl": '{"text": "a", "label": 0}\n{"text": "b", "label": 1}\n'}
+    names = {"csv": table(SIXTY), "jsonl": GOOD}
+    files = {f"train_{suffix}": names[suffix], f"test_{suffix}": numbers[suffix]}
+    folder = write(tmp_path / "a", **files)
+    assert_says(
+        refusal(load, folder), f"test.{suffix}", "numbers (0)", f"train.{suffix}", "names (", "the same in both"
+    )
+
+
+def test_digits_are_the_same_numbers_in_all_files(tmp_path):
+    train = "".join(json.dumps({"text": text, "label": int(label == "yes")}) + "\n" for text, label in SIXTY)
+    folder = write(tmp_path / "a", train_jsonl=train, test_jsonl='{"text": "a", "label": "1"}\n')
+    assert load(folder)["test"]["label"][:] == [1]
+    floats = table([(text, f"{int(label == 'yes')}.0") for text, label in SIXTY])
+    folder = write(tmp_path / "b", train_csv=floats, test_csv=table([("a", 1)]))
+    dataset = load(folder)
+    assert names_of(dataset) == ["0", "1"]
+    assert dataset["test"]["label"][:] == [1]
+
+
+def test_a_declared_name_of_digits_is_that_name(tmp_path):
+    readme = README.replace("call", "7").replace("music", "1").replace("navigate", "0")
+    files = three_splits("text,label\na,7\nb,1\nc,0\n", "csv")
+    assert load(write(tmp_path / "a", readme, **files))["train"]["label"][:] == [0, 1, 2]
+
+
+def test_spaces_around_a_label_do_not_count_and_that_is_said(tmp_path, capsys):
+    rows = [(text, f" {label}" if number < 20 else label) for number, (text, label) in enumerate(SIXTY)]
+    dataset = load(write(tmp_path / "a", train_csv=table(rows)))
+    assert names_of(dataset) == ["no", "yes"]
+    assert_says(capsys.readouterr().out, "train.csv", "'label'", "spaces around 20 labels")
+
+
+@pytest.mark.parametrize(
+    ("usual", "other"),
+    [("yes", "Yes"), ("caf\u00e9", "cafe\u0301"), ("yes", "y\u200bes"), ("1", "01"), ("x y", "xy")],
+)
+def test_two_spellings_of_a_class_are_refused_with_both(tmp_path, usual, other):
+    rows = [(text, other if number == 5 else usual if number % 2 else 2) for number, (text, _) in enumerate(SIXTY)]
+    if usual != "1":
+        rows = [(text, label if label != 2 else "no") for text, label in rows]
+    folder = write(tmp_path / "a", train_csv=table(rows))
+    assert_says(
+        refusal(load, folder), "row 7, column 'label'", ascii(usual), ascii(other), "row 3", "write one of them"
+    )
+
+
+def test_spellings_are_compared_between_files(tmp_path):
+    folder = write(tmp_path / "a", train_csv=table(SIXTY), test_csv=table([("a", "YES"), ("b", "no")]))
+    assert_says(refusal(load, folder), "test.csv, row 2", "'YES'", "'yes'", "train.csv, row 3")
+
+
+@pytest.mark.parametrize("label", [-1, ""])
+def test_a_test_without_labels_is_left_out_and_cut_from_train(tmp_path, capsys, label):
+    folder = write(tmp_path / "a", train_csv=table(SIXTY), test_csv=table([("a", label), ("b", label)]))
+    assert load(folder).num_rows == {"train": 44, "test": 12, "validation": 4}
+    assert_says(capsys.readouterr().out, "Not used: split 'test', which has no labels", "cut out of 'train'")
+
+
+@pytest.mark.parametrize(
+    ("content", "parts"),
+    [
+        (table([(text, "a\nb") for text, _ in SIXTY]).replace("a\nb", '"a\nb"'), ["several lines"]),
+        (table([(text, "long " * 50) for text, _ in SIXTY]), ["200 characters"]),
+        (table([(text, number / 10) for number, (text, _) in enumerate(SIXTY)]), ["row", "0.1 is not a class"]),
+        (
+            table([(label, text) for text, label in SIXTY]),
+            ["'text 0 of dogs' has 1 row only", "classes with too few: 60"],
+        ),
+    ],
+    ids=["lines", "long", "fractions", "texts"],
+)
+def test_a_column_that_holds_no_classes(tmp_path, content, parts):
+    assert_says(refusal(load, write(tmp_path / "a", train_csv=content)), "'label'", *parts)
+
+
+def test_columns_are_only_guessed_where_they_are_alike(tmp_path):
+    folder = write(tmp_path / "a", train_csv=table(SIXTY, "comment,target"))
+    message = refusal(load, folder)
+    assert_says(message, "no column 'text' among 'comment', 'target'", "set text_column to its name")
+    assert "'target' to" not in message
+    assert_says(refusal(load, write(tmp_path / "b", train_csv=table(SIXTY, "Text,label"))), "set text_column to 'Text'")
+    folder = write(tmp_path / "c", train_csv=table(SIXTY), test_csv="id,text\n1,a\n")
+    message = refusal(load, folder)
+    assert_says(message, "test.csv", "set label_column")
+    assert "'id' to" not in message
+
+    def load_one_column(place):
+        return load(place, text_column="label")
+
+    assert_says(refusal(load_one_column, folder), "both 'label'", "two columns")
+
+
+def test_columns_that_nobody_needs_do_not_stop_a_run(tmp_path, capsys):
+    more = "".join(f"new {text},{label},x\n" for text, label in SIXTY)
+    folder = write(tmp_path / "a", train_csv=table(SIXTY), test_csv="text,label,source\n" + more)
+    assert load(folder).num_rows == {"train": 54, "test": 60, "validation": 6}
+    huge = "".join(json.dumps({"text": text, "label": label, "id": 2**70}) + "\n" for text, label in SIXTY)
+    assert "id" not in load(write(tmp_path / "b", train_jsonl=huge))["train"].features
+    assert "Left out: column 'id'" in capsys.readouterr().out
+
+
+def test_a_text_with_two_classes_is_counted(tmp_path, capsys):
+    load(write(tmp_path / "a", train_csv=table([*SIXTY, ("Text 0 of DOGS!", "yes")])))
+    assert_says(capsys.readouterr().out, "Warning: 1 of 60 different texts", "more than one class")
+
+
+def test_a_text_of_more_than_a_million_characters_is_refused(tmp_path):
+    folder = write(tmp_path / "a", train_csv=table([*SIXTY, ("x" * 1_000_001, "yes")]))
+    assert_says(refusal(load, folder), "train.csv, row 62, column 'text'", "too long", "shorten it")
+
+
+# ---- what a baseline counts
+
+
+@pytest.mark.parametrize(
+    ("texts", "unit"),
+    [
+        (["open the window", "!"], "word"),
+        (["привет мир"], "word"),
+        (["안녕 세상"], "word"),
+        (["42 17"], "word"),
+        (["😡", "😀😀"], "char"),
+        (["这个产品不好第0次"], "char"),
+        (["カタカナ です"], "char"),
+        (["สวัสดี ครับ"], "char"),
+        (["5 3 2", "x y"], "char"),
+    ],
+)
+def test_a_baseline_counts_what_the_texts_have(texts, unit):
+    assert data.classification.unit_to_count(texts) == unit
+    counter = TfidfVectorizer(analyzer=unit, ngram_range=(1, 2)).fit(texts)
+    assert len(counter.vocabulary_) > 0

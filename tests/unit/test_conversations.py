@@ -58,6 +58,14 @@ FORMS = [
     {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]},
     {"messages": said("q", "a", roles=["human", "gpt"])},
     {"prompt": said("q"), "completion": said("a", roles=["assistant"])},
+    {"prompt": said("q"), "completion": "a"},
+    {"prompt": "q", "completion": said("a", roles=["assistant"])},
+    {"messages": said("q", "a", roles=["Human", "AI"])},
+    {"messages": said("q", "a", roles=["user", "model"])},
+    {"messages": said([{"type": "text", "text": "q"}], ["a"])},
+    {"messages": [{"from": "user", "content": "q"}, {"role": "assistant", "value": "a"}]},
+    {"messages": [{"role": "user", "content": "q", "weight": 0}, {"role": "assistant", "content": "a", "weight": 1}]},
+    {"messages": [{"role": "user", "text": "q"}, {"role": "assistant", "text": "a", "tool_calls": None}]},
 ]
 
 
@@ -78,7 +86,7 @@ def test_more_turns_and_a_system_message():
 @pytest.mark.parametrize(
     ("row", "parts"),
     [
-        ({"messages": said("a", "b", roles=["Human", "Bot"])}, ["message 1 is of 'Human' where 'user' is due"]),
+        ({"messages": said("a", "b", roles=["Caller", "Clerk"])}, ["message 1 is of 'Caller' where 'user' is due"]),
         ({"conversations": [{"from": "gpt", "value": "a"}]}, ["message 1 is of 'assistant' where 'user' is due"]),
         ({"prompt": said("q"), "completion": said("a")}, ["message 2 is of 'user' where 'assistant' is due"]),
         ({"messages": said("a", "b", roles=["user"])}, ["message 2 is of 'user' where 'assistant' is due"]),
@@ -86,7 +94,19 @@ def test_more_turns_and_a_system_message():
         ({"messages": said("a", "b", roles=["user", "system"])}, ["message 2 is of 'system'", "one 'system' at most"]),
         ({"messages": said("a", "b", roles=["system", "user"])}, ["the last question has no answer"]),
         ({"messages": said("a", roles=["system"])}, ["there is no question"]),
-        ({"messages": said("a", ["b"])}, ["answer 1 is ['b'], which is not text"]),
+        ({"messages": said("a", {"b": 1})}, ["answer 1 is {'b': 1}, which is not text"]),
+        ({"messages": said("a", [{"type": "image_url"}])}, ["message 2 has a part that is no text ('image_url')"]),
+        ({"messages": said("a", "\u200b\ufeff")}, ["answer 1 is empty"]),
+        ({"messages": [*said("a"), {"role": "assistant", "tool_calls": [1]}]}, ["message 2 has 'tool_calls', which"]),
+        ({"messages": said("a", "b", roles=["user", "tool"])}, ["message 2 is of 'tool', a tool", "delete the row"]),
+        (
+            {"messages": [*said("a"), {"role": "assistant", "content": "b", "weight": 0}]},
+            ["message 2 has 'weight' 0, but this lesson trains every answer"],
+        ),
+        (
+            {"messages": [*said("a"), {"role": "assistant", "content": "b", "thinking": "c"}]},
+            ["message 2 has 'thinking'", "write it into the content"],
+        ),
         ({"messages": [{"speaker": "human", "value": "a"}]}, ["message 1 is of None where 'user' is due"]),
         ({"messages": [{"role": ["user"], "content": "a"}]}, ["message 1 is of ['user']"]),
         ({"messages": None}, ["None is not a list of turns"]),
@@ -97,14 +117,14 @@ def test_more_turns_and_a_system_message():
         ({"conversations": ["a", "b", "", "d"]}, ["question 2 is empty"]),
         ({"conversations": ["a", 3]}, ["answer 1 is 3, which is not text; write ["]),
         ({"conversations": ["a", {"role": "assistant"}]}, ["answer 1 is {"]),
-        ({"conversations": "['a', 'b']"}, ["is not a list of turns"]),
+        ({"conversations": "['a', 'b']"}, ["as Python prints it, which is not JSON; save the column with json.dumps"]),
         ({"conversations": "__import__('os').abort()"}, ["is not a list of turns"]),
         ({"conversations": '{"role": "user"}'}, ["is not a list of turns"]),
         ({"conversations": "[" * 100_000}, ["is not a list of turns"]),
         ({"conversations": f"[{'[' * 900}{']' * 900}, 1]"}, ["question 1 is [[", "not text"]),
         ({"conversations": "9" * 5000}, ["is not a list of turns"]),
         ({"prompt": "a"}, ["answer 1 is empty"]),
-        ({"prompt": "a", "completion": said("b")}, ["answer 1 is [{", "not text"]),
+        ({"prompt": "a", "completion": said("b")}, ["message 2 is of 'user' where 'assistant' is due"]),
         ({"question": "a", "answer": "b"}, ["no column 'messages', 'conversations' or 'prompt'", "'question'"]),
     ],
 )
@@ -138,7 +158,9 @@ def test_a_bad_row_gets_one_sentence(tmp_path, case):
     path = jsonl(tmp_path / "train.jsonl", good, row)
     assert_says(refusal(load, path, columns), str(path), *parts)
     jsonl(path, *[good] * 10)
-    assert load(path, columns)["train"]["messages"][:] == [messages("q", "a")] * 7
+    for split in ("validation", "test"):
+        jsonl(tmp_path / f"{split}.jsonl", good)
+    assert load(tmp_path, columns)["train"]["messages"][:] == [messages("q", "a")] * 10
 
 
 def test_a_bad_csv_gets_one_sentence(tmp_path):
@@ -165,13 +187,64 @@ def test_conversations_of_a_csv_file(tmp_path):
     ]
 
 
-def test_only_the_columns_that_were_asked_for_are_read(tmp_path):
+def test_only_the_columns_that_were_asked_for_are_read(tmp_path, capsys):
     row = {"prompt": "q", "completion": "a", "messages": said("another", "one"), "note": "a column of the reader"}
-    path = jsonl(tmp_path / "a.jsonl", *[row] * 10)
-    dataset = load(path, PAIR)["train"]
+    for split in ("train", "validation", "test"):
+        jsonl(tmp_path / f"{split}.jsonl", row)
+    dataset = load(tmp_path, PAIR)["train"]
     assert dataset["messages"][0] == messages("q", "a")
     assert dataset.column_names == ["note", "messages"]
-    assert load(path, CHAT)["train"]["messages"][0] == messages("another", "one")
+    assert "Not used: columns 'messages', 'note'. The" in capsys.readouterr().out
+    assert load(tmp_path, CHAT)["train"]["messages"][0] == messages("another", "one")
+
+
+@pytest.mark.parametrize(
+    ("columns", "row"),
+    [
+        (("question", "answer"), {"question": "q", "answer": "a"}),
+        (("completion", "prompt"), {"prompt": "q", "completion": "a"}),
+        (("output", "instruction", "input"), {"instruction": "q", "input": "", "output": "a"}),
+        (("instruction", "input", "output"), {"instruction": "q", "input": None, "output": "a"}),
+        (("dialog",), {"dialog": ["q", "a"]}),
+        ("dialog", {"dialog": ["q", "a"]}),
+    ],
+)
+def test_columns_of_other_names(tmp_path, columns, row):
+    for split in ("train", "validation", "test"):
+        jsonl(tmp_path / f"{split}.jsonl", row)
+    assert load(tmp_path, columns)["train"]["messages"][:] == [messages("q", "a")]
+
+
+def test_an_instruction_goes_before_its_input_and_a_system_message_before_both(tmp_path):
+    alpaca = {"instruction": "Translate.", "input": "Hupe", "output": "horn", "system": "Be brief."}
+    for split in ("train", "validation", "test"):
+        jsonl(tmp_path / f"{split}.jsonl", alpaca)
+    found = load(tmp_path, ("instruction", "input", "output"))["train"]["messages"][0]
+    assert found == messages("Translate.\n\nHupe", "horn")
+    found = load(tmp_path, ("output", "instruction", "system"))["train"]["messages"][0]
+    assert found == [{"role": "system", "content": "Be brief."}, *messages("Translate.", "horn")]
+    message = refusal(load, tmp_path, ("instruction", "output"))
+    assert_says(message, "column 'input' holds texts", 'set columns to ["instruction", "input", "output"]')
+
+
+@pytest.mark.parametrize("columns", [(), ("prompt", "messages"), ("prompt", "prompt"), ("a", "b", "c", "d")])
+def test_columns_that_are_none(columns):
+    assert_says(refusal(load, "a.jsonl", columns), "are not columns of conversations; write [")
+
+
+def test_the_columns_that_are_there_are_suggested(tmp_path):
+    path = jsonl(tmp_path / "a.jsonl", {"messages": said("q", "a")})
+    assert_says(refusal(load, path), "no column 'conversations' among 'messages'", 'set columns to ["messages"].')
+    jsonl(path, {"question": "q", "answer": "a"})
+    assert 'set columns to ["question", "answer"].' in refusal(load, path, CHAT)
+
+
+def test_repeats_of_questions_stay_on_one_side(tmp_path):
+    rows = [{"conversations": [f"What is part {n % 12}{'?! '[n // 12]}", f"a{n}"]} for n in range(36)]
+    found = load(jsonl(tmp_path / "a.jsonl", *rows))
+    numbers = {split: {text.strip("?! ") for text in first_questions(part)} for split, part in found.items()}
+    assert not numbers["train"] & (numbers["test"] | numbers["validation"])
+    assert sum(found.num_rows.values()) == 36
 
 
 def test_a_parquet_file_is_read_by_load_dataset(tmp_path):
@@ -203,7 +276,8 @@ def test_a_test_of_questions_alone_is_left_out_and_another_is_cut_out_of_train(t
     assert load(tmp_path)["test"]["messages"][:] == found["test"]["messages"][:]
     unanswered = splits_of(train=talks(*"bcdefghijk"), validation=questions)
     assert_says(refusal(load_from_hub, unanswered), "split 'validation'", "rows 0, 1, 2", "no answer")
-    pairs = splits_of(train=[{"prompt": "q", "completion": "a"}] * 10, test=[{"prompt": "r", "completion": ""}])
+    train = [{"prompt": f"q{n}", "completion": "a"} for n in range(10)]
+    pairs = splits_of(train=train, test=[{"prompt": "r", "completion": ""}])
     assert len(load_from_hub(pairs, PAIR)["test"]) == 2
     del pairs["test"]
     for nothing in (["q", ""], ["q", None]):
@@ -212,6 +286,14 @@ def test_a_test_of_questions_alone_is_left_out_and_another_is_cut_out_of_train(t
     jsonl(tmp_path / "validation.jsonl", {"prompt": "r", "completion": "b"})
     jsonl(tmp_path / "test.jsonl", {"prompt": "s"})
     assert len(load(tmp_path, PAIR)["test"]) == 2
+
+
+def test_a_single_row_without_its_answer_does_not_replace_the_test(capsys):
+    some = splits_of(train=talks(*"bcdefghijk"), test=[*talks("x", "y"), {"conversations": ["z"]}])
+    message = refusal(load_from_hub, some)
+    assert_says(message, "split 'test'", "row 2: the last question has no answer (1 of 3 rows of the test); write one")
+    load_from_hub(splits_of(train=talks(*"bcdefghijk"), test=[{"conversations": ["z"]}]))
+    assert "Not used: split 'test', whose rows have no answers" in capsys.readouterr().out
 
 
 def test_questions_on_both_sides_give_one_line_with_counts(capsys):

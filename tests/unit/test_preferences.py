@@ -5,13 +5,14 @@ import csv
 import functools
 import json
 import random
+import re
 import time
 import zlib
 
 import datasets
 import pytest
 from conftest import refusal
-from data_files import assert_says, never, on_the_hub
+from data_files import assert_says, jsonl, never, on_the_hub
 from datasets import Dataset, DatasetDict, load_dataset
 
 from utils import errors
@@ -318,3 +319,61 @@ def test_prompts_on_both_sides_give_one_line_with_counts(capsys):
     twice = [row(2) | {"id": 77, "response_a": '["Elsewhere."]'}, *rows(3, first=6000)]
     load_from_hub(rows(5), test=twice)
     assert "Warning: 1 of 4 texts of 'test' also stand in 'train'" in capsys.readouterr().out
+
+
+# ---- other forms, doubtful winners, few prompts
+
+
+@pytest.mark.parametrize("names", [("chosen", "rejected"), ("prompt", "winner"), ("prompt", "label")])
+def test_other_forms_of_preferences_are_told_how_to_write(tmp_path, names):
+    path = jsonl(tmp_path / "a.jsonl", dict.fromkeys(("id", *names), "x"))
+    assert_says(refusal(load, path), f"comparisons with {names[0]!r} and {names[1]!r} are not read; write response_a")
+
+
+@pytest.mark.parametrize("spelling", [(True, False), ("True", "false"), (" 1", "0"), (1.0, 0.0)])
+def test_winners_may_be_spelt_in_several_ways(tmp_path, spelling):
+    won, lost = spelling
+    content = [
+        row(n, f'["q{n}"]') | {name: won if place == n % 3 else lost for place, name in enumerate(preferences.WINNERS)}
+        for n in range(3)
+    ]
+    frame = load(jsonl(tmp_path / "a.jsonl", *content), n_folds=None)["train"]
+    assert frame[[*preferences.WINNERS]].to_numpy().tolist() == [[1, 0, 0], [0, 1, 0], [0, 0, 1]]
+
+
+def test_cells_may_be_lists_and_have_one_spelling(tmp_path):
+    texts = {"prompt": ["wo ü?"], "response_a": ["a"], "response_b": [None]}
+    path = jsonl(
+        tmp_path / "a.jsonl", row(1) | texts, row(2) | {name: json.dumps(cell) for name, cell in texts.items()}
+    )
+    frame = load(path, n_folds=None)["train"]
+    assert frame[[*preferences.TEXTS]].to_numpy().tolist() == [['["wo ü?"]', '["a"]', "[null]"]]
+    assert preferences.text_of('["a", null, "b"]') == "a\n\nb"
+
+
+def test_winners_that_may_not_be_meant_are_counted(capsys):
+    content = [row(1, '["q"]'), row(2, '["q"]', winners=B), row(3, '["r"]', '["x"]', '["x"]')]
+    load_from_hub(content)
+    out = capsys.readouterr().out
+    assert "1 comparisons of equal answers have a winner; a tie may be meant" in out
+    assert "1 of the repeats name another winner than the row that was kept" in out
+    assert "every comparison is a tie" in refusal(lambda: load_from_hub([row(1, winners=TIE)]))
+
+
+def test_a_prompt_in_other_case_and_punctuation_is_the_same_prompt(tmp_path):
+    content = [row(n, json.dumps([f"Where is part {n % 20}{',!. '[n // 20]}"]), f'["{n}"]') for n in range(80)]
+    splits = load(jsonl(tmp_path / "a.jsonl", *content), n_folds=8)
+    prompts = {split: {text.strip('[]"?!., ') for text in frame["prompt"]} for split, frame in splits.items()}
+    assert not prompts["train"] & (prompts["validation"] | prompts["test"])
+
+
+def test_too_few_prompts_for_the_folds(tmp_path):
+    content = [row(n, json.dumps([f"Question {n % 6} "]), f'["{n}"]') for n in range(12)]
+    numbers = {zlib.crc32(one["prompt"].encode()) for one in content}
+    count = next(count for count in range(8, 99) if not {0, 1} <= {number % count for number in numbers})
+    path = jsonl(tmp_path / "a.jsonl", *content)
+    message = refusal(lambda: load(path, n_folds=count))
+    fits = re.search(rf"6 different prompts do not fill .* by n_folds {count}; set n_folds to (\d+), or add", message)
+    assert min(map(len, load(path, n_folds=int(fits[1])).values())) > 0
+    for count in (0, 1, 2):
+        assert_says(refusal(lambda count=count: load(path, n_folds=count)), f"n_folds = {count} leaves nothing", "3 or")

@@ -104,3 +104,13 @@ def test_a_target_that_no_module_has_is_refused_before_training(tmp_path):
     config = trainer.model.peft_config["default"]
     config.target_modules = {*config.target_modules, "q_porj"}
     assert "'q_porj', which is no module of the model (closest: 'q_proj'" in refusal(training.prepare, trainer)
+
+
+def test_a_training_of_few_steps_evaluates_at_its_end(tmp_path, capsys):
+    trainer = trainer_of_even_rows("bert", tmp_path)
+    trainer.args.eval_strategy, trainer.args.eval_steps, trainer.args.save_steps = "steps", 1000, 1000
+    training.prepare(trainer)
+    steps = trainer.args.eval_steps
+    assert 1 <= steps < 1000
+    assert trainer.args.save_steps == steps
+    assert f"The training has {steps} steps, fewer than eval_steps = 1000" in capsys.readouterr().out

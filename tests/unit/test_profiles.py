@@ -142,3 +142,23 @@ def test_importing_it_stays_light():
     code = "import sys, utils.profiles; sys.exit(bool({'torch', 'datasets', 'transformers'} & set(sys.modules)))"
     root = Path(profiles.__file__).parents[1]
     assert subprocess.run([sys.executable, "-c", code], cwd=root).returncode == 0
+
+
+def test_settings_of_the_courses_data_are_empty_with_other_data(capsys):
+    settings = {
+        "dataset_id": ("data/toy", "some/set", "some/set"),
+        "truth_file": ("data/toy/truth.csv", "", ""),
+        "refusal": ("no", "", ""),
+    }
+    for own, overrides, truth, refusal in (
+        ("data/toy", {}, "data/toy/truth.csv", "no"),
+        (str(Path("data/toy").absolute()), {}, "data/toy/truth.csv", "no"),
+        ("mine.csv", {}, "", ""),
+        ("mine.csv", {"refusal": "I do not know"}, "", "I do not know"),
+    ):
+        overrides = overrides | {"dataset_id": own}
+        run = profiles.select(settings, "tiny", overrides)
+        profiles.for_own_data(run, settings, overrides, ["truth_file", "refusal"])
+        assert (run.truth_file, run.refusal) == (truth, refusal)
+        said = capsys.readouterr().out
+        assert ("Not used with other data: truth_file" in said) == (own == "mine.csv")

@@ -6,7 +6,7 @@ import datasets
 import pytest
 from conftest import refusal
 from data_files import assert_says, jsonl, never, on_the_hub, splits_of
-from datasets import Dataset, DatasetDict, load_dataset
+from datasets import Dataset, DatasetDict
 
 from utils import data
 
@@ -47,10 +47,10 @@ def test_csv_keeps_words_that_pandas_takes_for_missing_and_texts_that_look_like_
     assert dataset["train"]["summary"][:] == ["null", "007", "nan"]
 
 
-def test_a_parquet_file_is_checked_after_loading(tmp_path):
+def test_a_parquet_file_is_checked(tmp_path):
     path = tmp_path / "a.parquet"
     Dataset.from_list([bill(), bill(summary=" ")]).to_parquet(path)
-    assert_says(refusal(load, path, load_dataset), "split 'train'", "row 1, column 'summary'", "empty text")
+    assert_says(refusal(load, path), "a.parquet", "row 1, column 'summary'", "empty text")
 
 
 def test_missing_splits_are_cut_out_of_train():
@@ -81,7 +81,7 @@ def test_a_bad_row_gets_one_sentence(tmp_path, case):
     row, parts = BAD[case]
     path = jsonl(tmp_path / "train.jsonl", bill(), row)
     assert_says(refusal(load, path), str(path), *parts)
-    jsonl(path, *[bill()] * 10)
+    jsonl(path, *[bill(f"law {n}") for n in range(10)])
     assert load(path).num_rows == {"train": 7, "test": 2, "validation": 1}
 
 
@@ -116,16 +116,17 @@ def test_a_path_that_does_not_exist():
         ([bill(["a"])], ["row 0, column 'text'", "is not text"]),
         ([bill("a\0")], ["row 0, column 'text'", "NUL"]),
         ([bill("x" * 1_000_001)], ["row 0, column 'text'", "up to 1,000,001 characters"]),
-        ([{"text": "a", "abstract": "b"}], ["no column 'summary'", "rename the column 'abstract' to 'summary'"]),
+        ([{"text": "a", "abstract": "b"}], ["no column 'summary'", "or set summary_column to its name"]),
     ],
 )
 def test_bad_rows_of_loaded_data_name_split_and_row(rows, parts):
     assert_says(refusal(load_from_hub, splits_of(train=rows)), *parts)
-    load_from_hub(splits_of(train=[bill("x" * 1_000_000)] * 10))
+    longest = bill("x" * 1_000_000)
+    load_from_hub(splits_of(train=[longest], validation=[longest], test=[longest]))
 
 
 def test_splits_that_are_missing_or_empty_or_not_asked_for(capsys):
-    good, bad = [bill()] * 10, [bill(summary="")]
+    good, bad = [bill(f"law {n}") for n in range(10)], [bill(summary="")]
     assert_says(refusal(load_from_hub, splits_of(test=good)), "no split 'train'", "train.jsonl")
     assert_says(refusal(load_from_hub, splits_of(train=good)["train"]), "no split 'train'")
     with_empty = DatasetDict(splits_of(train=good) | {"validation": Dataset.from_dict({"text": [], "summary": []})})
@@ -153,3 +154,34 @@ def test_hub_data_of_many_long_rows_is_quick():
     assert time.perf_counter() - start < 30  # about 6 s
     bad = DatasetDict(train=Dataset.from_dict({"text": ["a"] * 20_000, "summary": [""] * 20_000}))
     assert_says(refusal(load_from_hub, bad), "rows 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, … (20000 in all)")
+
+
+# ---- facts, and columns that may not be meant
+
+
+@pytest.mark.parametrize(
+    ("facts", "bad"), [("$5", "'$5'"), ([5], "[5]"), (["", "a"], "['', 'a']"), ({"a": 1}, "{'a': 1}"), (5, "5")]
+)
+def test_facts_are_a_list_of_texts(tmp_path, facts, bad):
+    path = jsonl(tmp_path / "a.jsonl", bill(facts=["a"]), bill(facts=facts))
+    assert_says(refusal(load, path), f"row 2, column 'facts': {bad} is not a list of texts; write one, such as")
+
+
+def test_facts_of_a_csv_file_become_lists(tmp_path):
+    for split in ("train", "validation", "test"):
+        (tmp_path / f"{split}.csv").write_text('text,summary,facts\na,b,"[""$5""]"\nc,d,\n')
+    assert load(tmp_path)["train"]["facts"][:] == [["$5"], None]
+
+
+def test_columns_that_seem_to_have_changed_places_are_named(tmp_path, capsys):
+    rows = [bill(f"law {n}", f"a summary that is longer than law {n}") for n in range(9)]
+    load(jsonl(tmp_path / "a.jsonl", *rows))
+    assert_says(capsys.readouterr().out, "9 of 9 summaries of 'train' are longer", "summary_column 'summary'")
+    assert "both 'text'; name a column" in refusal(lambda: load(tmp_path, summary_column="text"))
+
+
+def test_repeats_of_a_text_stay_on_one_side(tmp_path):
+    rows = [bill(f"Law {n % 12}{'.! '[n // 12]}", f"s{n}") for n in range(36)]
+    found = load(jsonl(tmp_path / "a.jsonl", *rows))
+    laws = {split: {text.strip(".! ") for text in part["text"]} for split, part in found.items()}
+    assert not laws["train"] & (laws["test"] | laws["validation"])

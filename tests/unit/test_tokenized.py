@@ -8,7 +8,7 @@ from conftest import ROOT, refusal
 from data_files import assert_says
 from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import GPT2TokenizerFast, T5Tokenizer
+from transformers import AutoTokenizer, GPT2TokenizerFast, T5Tokenizer
 
 from utils.data import tokenized
 
@@ -133,3 +133,17 @@ def test_what_is_left_of_every_small_answer():
                 goes_on = 1 in beyond or 7 in beyond
                 is_full_without_end = count == limit and labels[-1] == 7
                 assert (said == "cut") == (7 in inside and (goes_on or is_full_without_end))
+
+
+@pytest.mark.parametrize(("text", "warned"), [("这个产品不好第0次", True), ("open the window", False), ("", False)])
+def test_a_writing_that_the_tokenizer_does_not_know_is_said_with_its_share(text, warned, capsys):
+    tokenizer = AutoTokenizer.from_pretrained(ROOT / "data" / "models" / "tiny-bert")
+    share = tokenized.warn_of_unknown(tokenizer([text] * 3)["input_ids"], tokenizer)
+    out = capsys.readouterr().out
+    assert (share > 0.5) is warned
+    assert (f"Warning: {share:.0%} of the tokens are [UNK]" in out) is warned
+    assert ("take a model_id" in out) is warned
+
+
+def test_a_tokenizer_without_an_unknown_token_knows_every_writing():
+    assert tokenized.warn_of_unknown([[1, 2, 3]], byte_level()) == 0

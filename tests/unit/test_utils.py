@@ -250,9 +250,33 @@ def test_a_version_without_its_build(version, public):
 def test_a_figure_in_the_style_of_the_course_is_saved(tmp_path):
     with plt.style.context(ROOT / "utils" / "course.mplstyle"):
         figure, axes = plt.subplots()
-        axes.plot([1, 2], [3, 4], label="$ and % are no formulas: a$b")
+        axes.plot([1, 2], [3, 4], label="a line")
         axes.legend()
         figure.savefig(tmp_path / "a.png")
         plt.close(figure)
     image = plt.imread(tmp_path / "a.png")
     assert np.unique(image[..., :3].reshape(-1, 3), axis=0).shape[0] > 20, "an empty picture has few colours"
+
+
+def test_one_very_long_text_does_not_ask_for_a_bar_for_each_length():
+    assert plots.length_bins([5, 7, 9]).tolist() == [4.5, 5.5, 6.5, 7.5, 8.5, 9.5]
+    for lengths in ([7], [1, 500], [1, 501], [3, 300_000], [5, 1_000_000]):
+        edges = plots.length_bins(lengths)
+        assert edges[0] < min(lengths)
+        assert edges[-1] > max(lengths)
+        assert len(edges) <= 502
+        assert set(np.diff(edges) % 1) == {0}, "a whole number of lengths in each bar"
+
+
+def test_names_of_classes_are_drawn_letter_by_letter(tmp_path):
+    names = ["$a$%", "50% $", "\\bad{$x$", "two\nlines", "long " * 20, "$"]
+    shown = plots.literal(names)
+    assert shown[0] == r"\$a\$%"
+    assert shown[3] == "two lines"
+    assert len(shown[4]) == 40
+    figure, axes = plots.plt.subplots()
+    axes.set_xticks(range(len(names)), shown)
+    figure.savefig(tmp_path / "a.png")
+    drawn = axes.get_xticklabels()[0]
+    assert drawn._preprocess_math(drawn.get_text()) == ("$a$%", False)
+    plots.plt.close(figure)

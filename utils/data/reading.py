@@ -1,33 +1,28 @@
 """Where a data set lies, and its rows with their numbers.
 
-Local .csv, .tsv and .jsonl files are read here, line by line: a message can then name file and line, and the rows that
-were checked are the rows that become the data set.
+Local files are read by `files.read_file`, each once: a message can then name file and row, and the rows that were
+checked are the rows that become the data set. `load_dataset` reads only what lies on the hub.
 """
 
-import csv
-import io
-import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from utils.data import files as data_files
+from utils.data import folders
+from utils.data.files import read_file
+from utils.data.folders import SPLITS
 from utils.data.table import Table
 from utils.errors import CourseError, first_ten
 
-SPLITS = ("train", "validation", "test")  # what a lesson uses; other splits are left out
-BUILDERS = {".csv": "csv", ".jsonl": "json", ".parquet": "parquet"}  # what load_dataset calls a single file
-DELIMITERS = {".csv": ",", ".tsv": "\t"}
-READ_HERE = {*DELIMITERS, ".jsonl"}
-LARGEST = 2 * 2**30  # bytes of all text files together: an Arrow column of texts holds no more, and all lie in memory
+__all__ = ["read", "read_file", "source", "to_datasets"]
+
 NAME_ON_THE_HUB = r"[\w-]+([\w.-]*/[\w.-]+)?"
 
 
 @dataclass
 class Source:
     """Where a data set lies, as `source` has found it."""
-
-    arguments: dict
-    """What `load_dataset` is called with: `path`, and for local files more."""
 
     files: dict = field(default_factory=dict)
     """Of a local data set: {split: [path of a file, ...]}. Empty for a name on the hub."""
@@ -37,71 +32,92 @@ class Source:
 
 
 def read(dataset_id, load_dataset, text_columns):
-    """The rows of a data set, a list of `Table`: one for each local text file, else one for each split.
+    """The rows of a data set, a list of `Table`: one for each local file, else one for each split.
 
-    dataset_id: a folder, a .csv, .jsonl or .parquet file, or a name on the hub. load_dataset: the function that reads
-    what is not text, called as load_dataset(name) for a name on the hub, and with data_files for local Parquet.
-    text_columns: those which a CSV file holds as text, also where they look like numbers. Prints which splits are left
-    out. Raises CourseError for a wrong path, a file that is broken, a set that cannot be read, or one without 'train'.
+    dataset_id: a folder, a file of one of the kinds in `files.KINDS`, or a name on the hub. load_dataset: the function
+    that reads the hub, called as load_dataset(name). text_columns: not used here; `to_datasets` needs them. Prints
+    which splits and files are left out. Raises CourseError for a wrong path, a file that is broken, a set that cannot
+    be read, or one without 'train'.
     """
-    place = source(dataset_id, text_columns)
-    suffixes = {Path(file).suffix for files in place.files.values() for file in files}
-    if not suffixes & READ_HERE:
-        return _read_splits(dataset_id, load_dataset, place)
-    if suffixes - READ_HERE:
-        kinds = first_ten(sorted(suffixes))
-        raise CourseError(f"{dataset_id}: it has files of several kinds ({kinds}); save all of them as one kind.")
-    used = [(split, file) for split in _used_splits(place.files) for file in place.files[split]]
-    size = sum(Path(file).stat().st_size for _, file in used)
-    if size > LARGEST:
+    place = source(dataset_id)
+    if not place.files:
+        return _read_splits(str(dataset_id), load_dataset)
+    used = _used_splits(place.files, dataset_id)
+    paths = [Path(file) for names in used.values() for file in place.files[names]]
+    kinds = {_written_as(path) for path in paths}
+    if len(kinds) > 1:
+        raise CourseError(
+            f"{dataset_id}: it has files of several kinds ({', '.join(sorted(kinds))}); save all of them as one kind, "
+            "and name the files train, validation and test."
+        )
+    size = sum(path.stat().st_size for path in paths)
+    if size > data_files.LARGEST and ".parquet" not in kinds:
         remedy = "save the rows as .parquet"
         raise CourseError(f"{dataset_id}: {size / 2**30:.1f} GiB of text are too much to read at once; {remedy}.")
-    return [read_file(file, split, place.features) for split, file in used]
+    tables = []
+    for split, written in used.items():
+        tables += [read_file(file, split, place.features) for file in place.files[written]]
+    return tables
 
 
-def source(dataset_id, text_columns=()):
-    """Finds a data set as `load_dataset` does, without reading its rows; returns a `Source`.
+def _written_as(path):
+    """The kind of a file, or the last suffix of one that README.md names and nobody can read."""
+    return data_files.kind_of(path) or path.suffix
+
+
+def source(dataset_id):
+    """Finds a data set without reading its rows; returns a `Source`.
 
     Raises CourseError for a path that does not exist, a file of another kind, and a folder without data.
     """
-    from datasets import load_dataset_builder  # not above: importing this module stays cheap
-
     path = _local_path(str(dataset_id))
     if path is None:
-        return Source({"path": str(dataset_id)})
-    arguments = {"path": str(path)}
+        return Source()
     if path.is_file():
-        arguments = {"path": BUILDERS[path.suffix], "data_files": str(path)}
+        return Source({"train": [str(path)]})
     try:
-        builder = load_dataset_builder(**arguments)
+        if folders.declares_files(path):
+            return Source(_declared_files(path), folders.declared_features(path))
+        return Source(folders.files_of_splits(path), folders.declared_features(path))
+    except PermissionError as error:
+        raise CourseError(f"{error.filename or path}: you may not read this; allow it with chmod.") from None
+
+
+def _declared_files(folder):
+    """{split: [paths]} as README.md of a folder says it."""
+    from datasets import load_dataset_builder  # not above: importing this module stays cheap
+
+    try:
+        builder = load_dataset_builder(str(folder))
     except Exception as error:
         remedy = "name the files train, validation and test, all .jsonl or all .csv, and check README.md"
-        raise CourseError(f"{path}: {str(error).splitlines()[0]}; {remedy}.") from error
-    features = builder.info.features or {}
-    files = {}
-    for split, names in builder.config.data_files.items():
-        files[str(split)] = [str(file) for file in names]
-    if path.is_dir():
-        arguments["data_files"] = files  # else load_dataset takes its copy of an older file, if README.md names files
-        if features:
-            arguments["features"] = features
-    if hasattr(builder.config, "sep"):  # a CSV file, perhaps a compressed one
-        arguments["keep_default_na"] = False
-        if not features:
-            arguments["converters"] = dict.fromkeys(text_columns, str)
-    return Source(arguments, files, features)
+        reason = str(error).splitlines()[0].partition(" with any supported")[0].rstrip(".")
+        raise CourseError(f"{folder}: {reason}; {remedy}.") from error
+    declared = builder.config.data_files or {}
+    return {str(split): [str(file) for file in files] for split, files in declared.items()}
 
 
 def _local_path(name):
     """The Path of a folder or a file that can be read; None for a name on the hub."""
     path = Path(name).expanduser().absolute()
-    if not name.strip() or not path.exists():
-        if path.suffix in BUILDERS or not re.fullmatch(NAME_ON_THE_HUB, name):
+    kinds = ", ".join(data_files.KINDS)
+    if not name.strip() or not _exists(path):
+        if "://" in name:
+            raise CourseError(f"{name!r}: a web address is not read; fetch the file, and give its path as dataset_id.")
+        if data_files.kind_of(path) or not re.fullmatch(NAME_ON_THE_HUB, name):
             raise CourseError(f"{name!r}: no such file or folder in {Path.cwd()}; correct dataset_id.")
         return None
-    if "[" in str(path) or (path.is_file() and path.suffix not in BUILDERS):
-        raise CourseError(f"{path}: give a folder or a {', '.join(BUILDERS)} file, without '[' in its path.")
+    if "[" in str(path) or (path.is_file() and not data_files.kind_of(path)):
+        compressed = ", also with .gz, .bz2, .xz or .zip at its end"
+        raise CourseError(f"{path}: give a folder or a file {kinds}{compressed}, without '[' in its path.")
     return path
+
+
+def _exists(path):
+    try:
+        return path.exists()
+    except OSError:  # a name that is too long, or a link to itself
+        return False
 
 
 def to_datasets(tables, text_columns):
@@ -114,13 +130,15 @@ def to_datasets(tables, text_columns):
     from datasets import Dataset, DatasetDict, Features
 
     if tables[0].dataset is not None:
-        return DatasetDict({table.split: table.dataset for table in tables})
+        return _joined_splits(tables, text_columns)
     features = tables[0].features
     columns = _joined_columns(tables)
     if tables[0].is_csv and not features:
         for name in columns:
             if name not in text_columns:
                 columns[name] = _numbers_if_all_are(columns[name])
+    if not features:
+        columns = _without_strange_columns(columns, text_columns)
     try:
         rows = Dataset.from_dict(columns, on_mixed_types="use_json")
         if features:
@@ -135,6 +153,89 @@ def to_datasets(tables, text_columns):
         datasets[split] = rows.select(range(first, first + length))
         first += length
     return datasets
+
+
+def _without_strange_columns(columns, text_columns):
+    """The columns without those that no data set can hold and nobody needs, such as of numbers with 30 digits."""
+    from datasets import Dataset
+
+    kept = {}
+    for name, values in columns.items():
+        if name not in text_columns and any(not isinstance(value, str) for value in values):
+            try:
+                Dataset.from_dict({name: values}, on_mixed_types="use_json")
+            except (ValueError, TypeError, OverflowError) as error:
+                print(f"Left out: column {name!r}, which cannot be stored ({str(error).splitlines()[0]}).")
+                continue
+        kept[name] = values
+    return kept
+
+
+def _joined_splits(tables, text_columns):
+    """A `datasets.DatasetDict` of tables that have a `datasets.Dataset` each, several of a split joined."""
+    from datasets import DatasetDict, concatenate_datasets
+
+    parts = [table.dataset for table in tables]
+    if any(part.features != parts[0].features for part in parts):
+        parts = _with_equal_columns(parts, text_columns)
+    splits = {}
+    for table, part in zip(tables, parts, strict=True):
+        splits.setdefault(table.split, []).append(part)
+    datasets = DatasetDict()
+    for split, of_split in splits.items():
+        datasets[split] = of_split[0] if len(of_split) == 1 else concatenate_datasets(of_split)
+    return datasets
+
+
+def _with_equal_columns(parts, text_columns):
+    """The Datasets with the same columns and types: a column that one lacks is empty there, classes become names.
+
+    A column whose types do not go together, and which is not one of text_columns, is left out; a line says so.
+    """
+    names = dict.fromkeys(name for part in parts for name in part.column_names)
+    for name in names:
+        parts = [_classes_as_names(part, name, parts) for part in parts]
+        kinds = [part.features[name] for part in parts if name in part.features]
+        common = _common_type(kinds, name in text_columns)
+        if common is None:
+            print(f"Left out: column {name!r}, whose values are of other types in other files.")
+            parts = [part.remove_columns(name) if name in part.features else part for part in parts]
+            continue
+        for place, part in enumerate(parts):
+            if name not in part.features:
+                parts[place] = part.add_column(name, [None] * len(part), feature=common)
+            elif part.features[name] != common:
+                parts[place] = part.cast_column(name, common)
+    order = [name for name in names if name in parts[0].features]
+    return [part.select_columns(order) for part in parts]
+
+
+def _classes_as_names(part, name, parts):
+    """The Dataset with the names of its classes in column `name`, if the Datasets `parts` do not number them alike."""
+    from datasets import ClassLabel, Value
+
+    kinds = [other.features[name] for other in parts if name in other.features]
+    feature = part.features.get(name)
+    if not isinstance(feature, ClassLabel) or all(kind == kinds[0] for kind in kinds):
+        return part
+    values = [feature.names[number] if number in range(len(feature.names)) else None for number in part[name][:]]
+    return part.remove_columns(name).add_column(name, values, feature=Value("string"))
+
+
+def _common_type(kinds, is_text):
+    """The type that holds the values of all these types; None if there is none."""
+    from datasets import Value
+
+    if all(kind == kinds[0] for kind in kinds):
+        return kinds[0]
+    if not all(isinstance(kind, Value) for kind in kinds):
+        return None
+    dtypes = {kind.dtype for kind in kinds} - {"null"}
+    if len(dtypes) == 1 and not is_text:
+        return Value(dtypes.pop())
+    if is_text or not all(dtype.startswith(("int", "uint", "float")) for dtype in dtypes):
+        return Value("string")
+    return Value("float64" if any(dtype.startswith("float") for dtype in dtypes) else "int64")
 
 
 def _joined_columns(tables):
@@ -170,117 +271,82 @@ def _is_true(text):
 # ---- what load_dataset reads
 
 
-def _read_splits(dataset_id, load_dataset, place):
-    """A Table for each split of what `load_dataset` returns; its rows count from 0."""
-    from datasets.exceptions import DatasetNotFoundError
-
-    arguments = dict(place.arguments)
-    name = arguments.pop("path")
+def _read_splits(dataset_id, load_dataset):
+    """A Table for each split of what `load_dataset` returns for a name on the hub; its rows count from 0."""
     try:
-        loaded = load_dataset(name, **arguments)
-    except (DatasetNotFoundError, FileNotFoundError, PermissionError, ConnectionError) as problem:
-        page = f"open https://huggingface.co/datasets/{dataset_id}, accept its terms, run `hf auth login`"
-        raise CourseError(f"{dataset_id}: cannot be read; if it is gated, {page}.") from problem
+        loaded = load_dataset(dataset_id)
+    except CourseError:
+        raise
+    except _errors_of_the_hub() as problem:
+        raise CourseError(_in_words(dataset_id, problem)) from problem
     if not isinstance(loaded, dict):
         loaded = {}  # one split alone, which has no name here
     tables = []
-    for split in _used_splits(loaded):
-        part = loaded[split]
+    for split, written in _used_splits(loaded, dataset_id).items():
+        part = loaded[written]
         columns = {column: part[column] for column in part.column_names}  # read when they are asked for
-        where = f"split {split!r} (rows count from 0)"
+        where = f"split {written!r} (rows count from 0)"
         tables.append(Table(where, split, range(len(part)), columns, part.features, dataset=part))
     return tables
 
 
-def _used_splits(names):
-    """Those of train, validation and test that are among `names`, in their order; prints which others are left out."""
-    used = [name for name in names if name in SPLITS]
-    others = [name for name in names if name not in SPLITS]
+def _errors_of_the_hub():
+    """What `load_dataset` raises for a set that it cannot find, fetch or understand, and not for a fault of ours."""
+    from datasets.exceptions import DatasetsError
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return (DatasetsError, HfHubHTTPError, OSError, ValueError, RuntimeError, NotImplementedError, ImportError)
+
+
+def _in_words(dataset_id, problem):
+    """One sentence for an error of `load_dataset`, with the remedy."""
+    from huggingface_hub import constants
+
+    while isinstance(problem.__cause__, Exception):
+        problem = problem.__cause__
+    text = str(problem).strip()
+    reason = text.splitlines()[0].rstrip(".") if text else type(problem).__name__
+    here = f"no file or folder of this name in {Path.cwd()}"
+    page = f"https://huggingface.co/datasets/{dataset_id}"
+    if "gated" in text.casefold() or "401" in text or "403" in text:
+        return f"{dataset_id}: it is gated or private; open {page}, accept its terms, run `hf auth login`."
+    if "Config name is missing" in text or "BuilderConfig" in text:
+        choice = "choose one by load_dataset = functools.partial(load_dataset, name=...) before the cell that loads"
+        options = re.search(r"\[.*?\]", text, re.DOTALL)
+        return f"{dataset_id}: it has several configurations {options[0] if options else ''}; {choice}."
+    if constants.HF_HUB_OFFLINE:
+        remedy = "correct the path, or run with a profile that may use the network, such as PROFILE=colab"
+        why = "the hub is switched off (HF_HUB_OFFLINE=1, which the profile tiny sets)"
+        return f"{dataset_id}: cannot be read: {here}, and {why}; {remedy}."
+    if "NotFound" in type(problem).__name__ or "doesn't exist" in text:
+        remedy = f"correct dataset_id; if it is private, open {page}, accept its terms, run `hf auth login`"
+        return f"{dataset_id}: cannot be read: {here}, and none on the hub that is open to you; {remedy}."
+    if isinstance(problem, ConnectionError):
+        return f"{dataset_id}: cannot be read: {here}, and the hub does not answer ({reason}); try again later."
+    if isinstance(problem, PermissionError):
+        remedy = "make the cache folder writable, or set HF_HOME to one that is"
+        return f"{dataset_id}: cannot be read: {reason}; {remedy}."
+    remedy = "look at its page on the hub, or save the rows as .parquet files of your own"
+    return f"{dataset_id}: cannot be read: {reason}; {remedy}."
+
+
+def _used_splits(names, dataset_id):
+    """{train, validation or test: the name under which it is found among `names`}; prints which others are left out.
+
+    Where there is no 'validation', a split 'dev', 'valid' or 'val' stands in for it, and likewise for the others.
+    """
+    used = {}
+    for split, words in folders.WORDS.items():
+        written = next((word for word in (split, *words) if word in names), None)
+        if written is not None:
+            used[split] = written
     if "train" not in used:
-        raise CourseError("the data has no split 'train'; name a file train.jsonl or train.csv.")
+        there = f" among {first_ten(map(repr, names))}" if names else ""
+        raise CourseError(f"{dataset_id}: the data has no split 'train'{there}; name a file train.jsonl or train.csv.")
+    for split, written in used.items():
+        if split != written:
+            print(f"split {written!r} is used as {split!r}")
+    others = [name for name in names if name not in used.values()]
     if others:
         print(f"Not used: split {first_ten(map(repr, others))}. A lesson uses train, validation and test.")
-    return used
-
-
-# ---- text files
-
-
-def read_file(path, split="train", features=()):
-    """The Table of a .csv, .tsv or .jsonl file, its rows numbered by line as an editor shows it.
-
-    A text of several lines counts from its first line. Raises CourseError for the first line that cannot be read.
-    """
-    delimiter = DELIMITERS.get(Path(path).suffix)
-    text = io.StringIO(_decoded(path), newline="")
-    if delimiter:
-        names, rows = _read_csv(path, text, delimiter)
-    else:
-        names, rows = _read_jsonl(path, text)
-    columns = {name: [row.get(name) for row in rows.values()] for name in names}
-    return Table(str(path), split, list(rows), columns, features or {}, is_csv=bool(delimiter))
-
-
-def _decoded(path):
-    """The text of a file in UTF-8, without the byte order mark that Windows puts in front."""
-    data = Path(path).read_bytes()
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        fault = f"byte {error.start} is not UTF-8; save the file as UTF-8"
-        raise CourseError(f"{path}, row {line}: {fault}.") from None
-
-
-def _read_csv(path, text, delimiter):
-    """(names of the columns, {line number: row})."""
-    csv.field_size_limit(2**31 - 1)  # the default, 131072 characters, is too small for a long text
-    reader = csv.DictReader(text, delimiter=delimiter, strict=True)
-    rows = {}
-    line = 1
-    try:
-        names = reader.fieldnames or []
-        _refuse_doubled(path, line, names, "a column")
-        for row in reader:
-            lines_inside = "".join(map(str, row.values())).count("\n")  # a text may run over several lines
-            line = reader.line_num - lines_inside
-            if None in row or None in row.values():
-                remedy = "put texts with ',' in double quotes, or add the missing fields"
-                raise CourseError(f"{path}, row {line}: not as many fields as the header; {remedy}.")
-            rows[line] = row
-    except csv.Error:
-        remedy = "close it, or write it twice inside a quoted text"
-        raise CourseError(f"{path}, row {line + 1}: a double quote is not closed; {remedy}.") from None
-    return names, rows
-
-
-def _read_jsonl(path, text):
-    """(names of the columns, {line number: row}); lines without a letter are passed over."""
-
-    def as_dict(pairs):
-        _refuse_doubled(path, line, [name for name, _ in pairs], "a key")
-        return dict(pairs)
-
-    names, rows = {}, {}
-    for line, written in enumerate(text, 1):
-        if not written.strip():
-            continue
-        try:
-            row = json.loads(written, object_pairs_hook=as_dict)
-        except CourseError:
-            raise
-        except (ValueError, RecursionError):
-            row = None
-        if not isinstance(row, dict):
-            remedy = 'write one object a line, such as {"text": "...", "label": "..."}'
-            raise CourseError(f"{path}, row {line}: this is not a JSON object; {remedy}.")
-        rows[line] = row
-        names.update(dict.fromkeys(row))
-    return list(names), rows
-
-
-def _refuse_doubled(path, line, names, what):
-    """Raises CourseError for a name that stands twice: the last of two values would win, and nobody would know."""
-    doubled = [name for name in dict.fromkeys(names) if names.count(name) > 1]
-    if doubled:
-        raise CourseError(f"{path}, row {line}: {doubled[0]!r} stands twice as {what}; rename or delete one of them.")
+    return {split: used[split] for split in SPLITS if split in used}

@@ -55,3 +55,12 @@ class Table:
             return Table(self.place, self.split, numbers, columns, self.features, dataset=dataset)
         columns = {name: [values[place] for place in places] for name, values in self.columns.items()}
         return Table(self.place, self.split, numbers, columns, self.features, self.is_csv)
+
+    def without_column(self, name):
+        """A Table without the column `name`."""
+        columns = {other: values for other, values in self.columns.items() if other != name}
+        features = {other: feature for other, feature in self.features.items() if other != name}
+        dataset = self.dataset
+        if dataset is not None:
+            dataset = dataset.remove_columns(name)
+        return Table(self.place, self.split, self.numbers, columns, features, self.is_csv, dataset)

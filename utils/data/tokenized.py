@@ -1,8 +1,11 @@
 """What tokenization may do to a text: control tokens that the text spells, and answers that are cut off."""
 
+import numpy as np
+
 from utils.errors import CourseError, first_ten
 
 NOT_IN_THE_LOSS = -100  # the label that PyTorch's cross entropy leaves out
+MANY_UNKNOWN = 0.05  # of all tokens: above it, a line says so
 
 
 def escape_special_tokens(text, tokenizer):
@@ -32,6 +35,26 @@ def _control_ids(tokenizer):
     if tokenizer.unk_token_id not in (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id):
         control_ids.discard(tokenizer.unk_token_id)
     return control_ids
+
+
+def warn_of_unknown(rows, tokenizer):
+    """Prints a line if many tokens are the token for unknown text, which tells the model nothing; returns their share.
+
+    rows: the token ids of each text, lists of integers. Special tokens of the model do not count.
+    """
+    unknown = tokenizer.unk_token_id
+    if unknown in (None, tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id):
+        return 0.0  # such as GPT-2, which spells every text in bytes
+    ids = np.fromiter((number for row in rows for number in row), dtype=np.int64)
+    ids = ids[~np.isin(ids, [number for number in tokenizer.all_special_ids if number != unknown])]
+    if not len(ids):
+        return 0.0
+    share = float(np.mean(ids == unknown))
+    if share > MANY_UNKNOWN:
+        what = f"{share:.0%} of the tokens are {tokenizer.unk_token}: the tokenizer does not know this writing"
+        remedy = "take a model_id that was trained on it, such as FacebookAI/xlm-roberta-base for many languages"
+        print(f"Warning: {what}, and the model cannot read it; {remedy}.")
+    return share
 
 
 def drop_cut(encoded, max_length, split="train", eos_token_id=None):

@@ -1,5 +1,7 @@
 """The one call before a training."""
 
+import math
+
 from peft import LoraConfig
 
 from utils.errors import CourseError
@@ -15,9 +17,9 @@ def prepare(trainer, planned=None, *, resume=False, cold=False, tokens_at_once=N
 
     It adds `StopOnNaN` to a trainer that has none, refuses a loss that would be added up although it is a mean, 4-bit
     layers that cannot be trained and names in a `LoraConfig` that no module has (see `adapters`), tells an
-    `OutOfMemoryRetry` what was planned, and looks after the output folder (see `checkpoints.start`). Call it right
-    before `trainer.train`, on an untrained model. A trainer of any class will do; without `OutOfMemoryRetry` no step is
-    repeated.
+    `OutOfMemoryRetry` what was planned, lets a run of few steps evaluate at its end, and looks after the output folder
+    (see `checkpoints.start`). Call it right before `trainer.train`, on an untrained model. A trainer of any class will
+    do; without `OutOfMemoryRetry` no step is repeated.
 
     planned: the `memory.plan` of this run, for advice when memory runs out. resume: go on from the newest whole
     checkpoint. cold: also from one without optimizer and random states. tokens_at_once: a micro-batch goes through the
@@ -33,6 +35,7 @@ def prepare(trainer, planned=None, *, resume=False, cold=False, tokens_at_once=N
             raise CourseError(f"tokens_at_once is set, and {type(trainer).__name__} knows no parts; {remedy}.")
     check_mean_loss(trainer)
     check_adapter(trainer.model)
+    evaluate_at_the_end(trainer)
     if isinstance(trainer, MicroBatches):
         trainer.tokens_at_once = tokens_at_once
         trainer.rows_at_once = None
@@ -51,3 +54,22 @@ def check_adapter(model):
     for config in getattr(model, "peft_config", {}).values():
         if isinstance(config, LoraConfig):
             adapters.check_targets(model, config)
+
+
+def evaluate_at_the_end(trainer):
+    """Lets a training that is shorter than its `eval_steps` evaluate, save and log at its last step; prints it."""
+    args = trainer.args
+    if args.eval_strategy != "steps" or args.eval_steps < 1:
+        return
+    steps = args.max_steps
+    if steps <= 0:
+        try:
+            batches = len(trainer.get_train_dataloader())
+        except TypeError:  # a stream has no length
+            return
+        steps = math.ceil(max(1, math.ceil(batches / args.gradient_accumulation_steps)) * args.num_train_epochs)
+    if steps < args.eval_steps:
+        print(f"The training has {steps} steps, fewer than eval_steps = {args.eval_steps:g}: it evaluates at its end.")
+        args.eval_steps = steps
+        for name in ("save_steps", "logging_steps"):
+            setattr(args, name, min(steps, getattr(args, name)))
