@@ -13,6 +13,13 @@ def closest(name, names):
     return matches[0] if matches else ""
 
 
+def alike(name, names):
+    """The one of `names` that is spelt like `name`, whatever case and spaces; an empty string if none is alike."""
+    by_spelling = {str(other).casefold().strip(): other for other in names}
+    matches = difflib.get_close_matches(str(name).casefold().strip(), list(by_spelling), n=1, cutoff=0.7)
+    return by_spelling[matches[0]] if matches else ""
+
+
 def first_ten(items):
     """The first ten of `items` in words, and how many there are if there are more."""
     items = list(items)
