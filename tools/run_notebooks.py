@@ -450,7 +450,7 @@ def main(arguments=None):
     try:
         lessons = []
         for path in paths_of(args.nb):
-            folder = args.out.resolve() / args.profile / path.stem
+            folder = args.out.expanduser().resolve() / args.profile / path.stem
             lessons.append(lesson_to_run(path, folder, args.profile, parameters_of(args)))
         take_folders(lessons)
     except OSError as error:

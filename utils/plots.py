@@ -1,6 +1,7 @@
 """One colour-blind safe style for all figures, figures that a lesson draws, and a view of tokens."""
 
 import html
+import warnings
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -18,12 +19,21 @@ plt.rcParams["axes.spines.right"] = False
 plt.rcParams["legend.frameon"] = False
 plt.rcParams["axes.prop_cycle"] = plt.cycler(color=[BLUE, ORANGE, GREEN, PINK])
 plt.rcParams["image.cmap"] = "Blues"
+plt.rcParams["text.parse_math"] = False  # a "$" in the name of a class is a dollar
+warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # a box stands for it, and the lesson goes on
+warnings.filterwarnings("ignore", message="Tight layout not applied")
 
 
 def show(figure, path):
-    """Saves `figure` to `path` and shows it once, below the cell."""
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
+    """Saves `figure` to `path` and shows it once, below the cell; a figure that cannot be drawn or saved is a line."""
+    try:
+        figure.tight_layout()
+        figure.savefig(path, dpi=120)
+    except Exception as error:  # whatever matplotlib, a font or the disk has to say: no figure is worth a training
+        reason = " ".join(str(error).split())[:200]
+        print(f"{path}: this figure could not be drawn or saved ({reason}); the lesson goes on without it.")
+        plt.close(figure)
+        return
     plt.show()
 
 

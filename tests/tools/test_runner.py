@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from tools import render, run_notebooks
-from tools.run_notebooks import SENTINEL
+from tools.run_notebooks import SENTINEL, Timeouts
 
 ROOT = Path(__file__).resolve().parents[2]
 PARAMETERS = "PROFILE = 'full'\nOVERRIDES = {}\nOUTPUT_DIR = 'unset'\nSEED: int = 0"
@@ -218,6 +218,24 @@ def test_a_folder_in_use_is_left_alone(tmp_path):
     assert f"process {owner.pid} on " in err
     assert len(err.strip().splitlines()) == 1, err
     course.assert_untouched()
+
+
+def test_another_kernel_under_the_name_python3_is_not_taken(tmp_path, monkeypatch):
+    other = tmp_path / "kernels" / "python3"
+    other.mkdir(parents=True)
+    (other / "kernel.json").write_text(json.dumps({"argv": ["false"], "display_name": "x", "language": "python"}))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
+    manager = run_notebooks.LessonClient(nbformat.v4.new_notebook(), None, Timeouts(1, 1)).create_kernel_manager()
+    assert manager.kernel_spec.argv[0] == sys.executable
+
+
+def test_a_module_of_the_course_comes_before_one_in_the_current_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "utils.py").touch()
+    folders = run_notebooks.kernel_environment("tiny")["PYTHONPATH"].split(os.pathsep)
+    assert (folders[0], folders[-1]) == (str(ROOT), str(tmp_path))
+    client = run_notebooks.LessonClient(nbformat.v4.new_notebook(), None, Timeouts(1, 1))
+    assert "--IPKernelApp.ignore_cwd=True" in client.extra_arguments, "else the current folder is the first"
 
 
 def test_complete_run(runs):

@@ -292,3 +292,15 @@ def test_a_figure_is_saved(tmp_path):
     plots.length_histogram([3, 4, 4, 9], 8, tmp_path / "a.png")
     image = plots.plt.imread(tmp_path / "a.png")
     assert np.unique(image[..., :3].reshape(-1, 3), axis=0).shape[0] > 20, "an empty picture has few colours"
+
+
+def test_a_figure_never_stops_a_lesson(tmp_path, capsys, recwarn):
+    for name in ("$5", "100% $\\frac{", "a$b_$", "日本 👍", "x" * 300):
+        figure, axes = plots.plt.subplots()
+        axes.barh([name, "other"], [1, 2], label=name)
+        axes.legend()
+        plots.show(figure, tmp_path / "classes.png")
+    assert (tmp_path / "classes.png").exists()
+    assert capsys.readouterr().out == ""
+    plots.show(plots.plt.figure(), tmp_path / "no" / "folder.png")
+    assert "folder.png: this figure could not be drawn or saved (" in capsys.readouterr().out
