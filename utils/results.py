@@ -192,7 +192,7 @@ def _without_root(value):
         return {name: _without_root(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
         return [_without_root(item) for item in value]
-    if isinstance(value, str | Path):  # not in /home/me/course-data, where the course is /home/me/course
+    if isinstance(value, str | Path):  # not in /x/course-data, where the course is /x/course
         return re.sub(rf"(?<![^\s,;:=]){re.escape(str(paths.ROOT))}(?=/|$)", ".", str(value))
     return value
 

@@ -59,7 +59,7 @@ def missing(faults):
 
 def test_every_fault_has_a_verdict_and_every_test_exists():
     faults = matrix()
-    assert [fault["number"] for fault in faults] == list(range(1, 36))
+    assert [fault["number"] for fault in faults] == list(range(1, len(faults) + 1))
     assert missing(faults) == []
     for fault in faults:
         assert fault["verdict"] in VERDICTS
