@@ -20,6 +20,8 @@ from pathlib import Path
 
 import nbformat
 import psutil
+from ipykernel.kernelspec import get_kernel_dict
+from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from papermill.iorw import load_notebook_node
@@ -27,8 +29,9 @@ from papermill.parameterize import parameterize_notebook
 from papermill.translators import PythonTranslator
 
 from tools import notebooks
-from tools.options import json_object
+from tools.options import json_object, seed
 from tools.tables import aligned_table
+from utils import run_folder
 from utils.session import own_folder
 
 SENTINEL = "Lesson complete."  # the last code cell of every course notebook prints this
@@ -60,8 +63,14 @@ class Lesson:
 
     @property
     def log(self):
-        """What the cells printed and what nbclient reported, as it came."""
-        return self.folder / f"{self.path.stem}.log"
+        """What the cells printed and what nbclient reported, as it came; this too until it is complete."""
+        return self.folder / f"{self.path.stem}.partial.log"
+
+    @property
+    def inputs(self):
+        """Paths that the run may read: all texts among its overrides."""
+        values = self.parameters.get("OVERRIDES", {}).values()
+        return [ROOT / value for value in values if isinstance(value, str)]
 
 
 def lesson_to_run(path, folder, profile, parameters):
@@ -80,8 +89,9 @@ def lesson_to_run(path, folder, profile, parameters):
         if "parameters" in cell.tags:
             names += [parameter.name for parameter in PythonTranslator.inspect({"source": cell.source})]
     for unknown in sorted(set(parameters) - set(names)):
-        similar = difflib.get_close_matches(unknown, names) or names
-        raise ValueError(f"{path.stem} has no parameter {unknown!r}; did you mean one of {similar}?")
+        similar = difflib.get_close_matches(unknown, names)
+        hint = f"did you mean one of {similar}?" if similar else f"choose from {names}."
+        raise ValueError(f"{path.stem} has no parameter {unknown!r}; {hint}")
     if profile == "cpu" and profile not in notebooks.profiles_of(cells):
         raise ValueError(f"{path.stem} has no profile 'cpu'; choose tiny, colab or full")
     values = {}
@@ -109,8 +119,13 @@ def with_parameters(lesson):
 
 
 def kernel_environment(profile):
-    """The environment variables of a kernel: ours, no hub for tiny unless we have it otherwise, and those in FIXED."""
+    """The environment variables of a kernel: ours, no hub for tiny unless we have it otherwise, and those in FIXED.
+
+    The course comes first where modules are looked for: a utils.py in the current folder is not the course's.
+    """
     environment = {**os.environ, **FIXED}
+    folders = [str(ROOT), os.environ.get("PYTHONPATH"), os.getcwd()]
+    environment["PYTHONPATH"] = os.pathsep.join(folder for folder in folders if folder)
     if profile == "tiny":
         environment.setdefault("HF_HUB_OFFLINE", "1")
     return environment
@@ -153,6 +168,14 @@ def watcher():
 # ---- one notebook ------------------------------------------------------------------------------------------------
 
 
+class OwnInterpreter(KernelSpecManager):
+    """Knows one kernel: the Python that runs this, whatever else is installed under the name python3."""
+
+    def get_kernel_spec(self, kernel_name):
+        """The KernelSpec of this interpreter, under any name."""
+        return KernelSpec(**get_kernel_dict())
+
+
 class LessonClient(NotebookClient):
     """Runs the cells of a lesson in a kernel; logs what they print, and keeps the file of the notebook up to date."""
 
@@ -160,9 +183,16 @@ class LessonClient(NotebookClient):
         # an output that the kernel has announced is waited for, also on a busy machine
         waits = {"raise_on_iopub_timeout": True, "iopub_timeout": 60}
         super().__init__(notebook, kernel_name="python3", force_raise_errors=True, **waits)
+        self.extra_arguments = ["--IPKernelApp.ignore_cwd=True"]  # it is in PYTHONPATH, behind the course
         self.partial = partial
         self.timeout_func = timeouts.for_next_cell
         self.saved_at = time.monotonic()
+
+    def create_kernel_manager(self):
+        """The manager of a kernel that is this interpreter."""
+        manager = super().create_kernel_manager()
+        manager.kernel_spec_manager = OwnInterpreter()
+        return manager
 
     def save(self):
         """Write the notebook beside its file, then put it in place: there is always one whole notebook."""
@@ -295,8 +325,7 @@ def verdict(notebook):
     for cell in cells:
         for output in cell.outputs:
             if output["output_type"] == "error":
-                message = " ".join(output["evalue"].split())[:300]
-                return f"{cell.place} raised {output['ename']}: {message}; correct that"
+                return f"{cell.place} raised {output['ename']}: {remedied(output)}"
         if cell.execution_count is None:
             return f"{cell.place} did not run; remove what makes the notebook skip it"
     printed = ""
@@ -308,32 +337,58 @@ def verdict(notebook):
     return ""
 
 
+def remedied(error):
+    """The message of an error output with a remedy; those of the course have one already."""
+    message = " ".join(error["evalue"].split())
+    if error["ename"] == "CourseError":
+        return message.rstrip(".")[:1000]
+    return f"{message[:300]}; correct that"
+
+
 def run(lesson, args):
     """Run a notebook, which gets its final name if complete; return its row of the table, as a dict of texts."""
     begin = time.monotonic()
     name = lesson.path.stem
     print(f"{name}: profile {args.profile}, output in {lesson.folder}", flush=True)
     lesson.log.unlink(missing_ok=True)
-    logging.basicConfig(filename=lesson.log, level=logging.INFO, format="%(message)s", force=True)
+    logging.basicConfig(
+        filename=lesson.log,
+        level=logging.INFO,
+        format="%(message)s",
+        encoding="utf-8",
+        errors="backslashreplace",
+        force=True,
+    )
+    run_folder.set_aside(lesson.folder, lesson.inputs)
     problem = execute(lesson, args)
     if problem:
         free = shutil.disk_usage(lesson.folder).free
         if free < NEARLY_FULL:
             problem += f"; {free / 2**20:.0f} MiB are free on that disk, so delete something first"
-        print(f"{name}: {problem}. What ran and the log are in {lesson.folder}", file=sys.stderr, flush=True)
+        problem += f". What ran and the log are in {lesson.folder}"
+        if run_folder.put_back(lesson.folder):
+            problem += ", beside the results of the run before, which are as they were"
+        print(f"{name}: {problem}", file=sys.stderr, flush=True)
     else:
         lesson.partial.replace(lesson.folder / lesson.path.name)
+        lesson.log.replace(lesson.folder / f"{name}.log")
+        run_folder.complete(lesson.folder)
     return row_of(lesson, args.profile, (time.monotonic() - begin) / 60, "failed" if problem else "complete")
 
 
 def row_of(lesson, profile, minutes, outcome):
-    """The row of a lesson in the table: with what its results.json says, "-" where there is none."""
-    file = lesson.folder / "results.json"
-    results = json_object(file.read_text("utf-8")) if file.exists() else {}
+    """The row of a lesson in the table: with what its results.json says, "-" where there is none of this run."""
+    file = lesson.folder / run_folder.RESULTS
+    results = {}
+    if outcome == "complete" and file.exists():
+        results = json_object(file.read_text("utf-8"))
     row = {"lesson": lesson.path.stem, "profile": profile}
     for key in RESULTS:
-        value = results.get(key, "-")
-        row[key] = f"{value:.3f}" if isinstance(value, float) else str(value)
+        value = results.get(key)
+        if value is None:
+            row[key] = "-"
+        else:
+            row[key] = f"{value:.3f}" if isinstance(value, float) else str(value)
     row["minutes"] = f"{minutes:.3f}"
     row["verdict"] = outcome
     return row
@@ -349,7 +404,7 @@ def command_line():
     parser.add_argument("--profile", default="tiny", choices=["tiny", "cpu", "colab", "full"])
     parser.add_argument("--overrides", type=json_object, default="{}", help="JSON object with values of the profile")
     parser.add_argument("--parameters", type=json_object, default="{}", help="JSON object with other parameters")
-    parser.add_argument("--seed", type=int, help="replaces the SEED of the notebook")
+    parser.add_argument("--seed", type=seed, help="replaces the SEED of the notebook")
     parser.add_argument("--out", type=Path, default=ROOT / "outputs", help="a run writes to OUT/PROFILE/NOTEBOOK NAME/")
     parser.add_argument("--timeout", type=float, default=86400, help="seconds a notebook may take")
     parser.add_argument("--cell-timeout", type=float, default=86400, help="seconds a cell may take")
@@ -375,13 +430,10 @@ def paths_of(names):
 
 
 def take_folders(lessons):
-    """Make the folders of the lessons ours, all of them, before anything of an earlier run is removed."""
+    """Make the folders of the lessons ours, all of them, before anything of an earlier run is moved."""
     for lesson in lessons:
         lesson.folder.mkdir(parents=True, exist_ok=True)
-        own_folder(lesson.folder)
-    for lesson in lessons:
-        for old in (*lesson.folder.glob("*.ipynb"), lesson.folder / "results.json"):
-            old.unlink(missing_ok=True)
+        own_folder(lesson.folder, put_aside=False)
 
 
 def main(arguments=None):
@@ -390,12 +442,15 @@ def main(arguments=None):
     args = parser.parse_args(arguments)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, on_signal)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError):  # a test, or a notebook, has put something else there
+            stream.reconfigure(errors="backslashreplace")  # a terminal that knows ASCII only stops no run
     logging.captureWarnings(True)  # they go to the log
     logging.raiseExceptions = False  # a full disk costs the log, and is reported by the notebook that cannot be saved
     try:
         lessons = []
         for path in paths_of(args.nb):
-            folder = args.out.resolve() / args.profile / path.stem
+            folder = args.out.expanduser().resolve() / args.profile / path.stem
             lessons.append(lesson_to_run(path, folder, args.profile, parameters_of(args)))
         take_folders(lessons)
     except OSError as error:

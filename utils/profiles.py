@@ -1,12 +1,15 @@
 """One notebook, several sizes: choose a profile, then change single values."""
 
+import math
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
-from utils.errors import CourseError, closest
+from utils.errors import CourseError, alike
 
 NAMES = ("tiny", "colab", "full")  # the columns of a table of settings
 NAMES_WITH_CPU = ("tiny", "cpu", "colab", "full")  # those of a table of four columns
+NUMBER_TYPES = ("float32", "float16", "bfloat16")  # what a setting that ends in "dtype" may be, besides its profiles
 NUMBERS = {3: "three", 4: "four"}
 
 
@@ -55,7 +58,9 @@ def select(PROFILES, PROFILE, OVERRIDES):  # noqa: N803  (the names in the noteb
 
     PROFILES: a table of settings, see `table`, or {profile: {setting: value}}, where all profiles have the same
     settings. OVERRIDES: {setting: new value}, of a type that some profile uses for it; a whole number may stand for a
-    float. Raises CourseError, in one sentence, for unequal settings, an unknown name or a type that cannot be right.
+    float. A text that begins with "~" is taken for a path in the home folder. Settings that would undo an override are
+    changed with it, and a line says so: see `_settle_steps`. Raises CourseError, in one sentence, for unequal settings,
+    an unknown name, a type that cannot be right, and a number out of its range.
     """
     if any(isinstance(row, tuple) for row in PROFILES.values()):
         PROFILES = table(PROFILES)  # noqa: N806
@@ -67,8 +72,32 @@ def select(PROFILES, PROFILE, OVERRIDES):  # noqa: N803  (the names in the noteb
     for name, value in OVERRIDES.items():
         _check_name(name, PROFILES[PROFILE], "OVERRIDES:")
         _check_type(name, value, PROFILES, example=PROFILES[PROFILE][name])
+        _check_value(name, value, [settings[name] for settings in PROFILES.values()])
+        if isinstance(value, str) and value.startswith("~"):
+            value = os.path.expanduser(value)
         setattr(run, name, value)
+    _settle_steps(run, OVERRIDES)
     return run
+
+
+def _settle_steps(run, overrides):
+    """Lets epochs count where they alone are overridden, and looks at the model at least once; prints what it changes.
+
+    A profile with max_steps above 0 trains so many steps, whatever the epochs are.
+    """
+    max_steps = getattr(run, "max_steps", -1)
+    if max_steps > 0 and "num_train_epochs" in overrides:
+        if "max_steps" in overrides:
+            print(f"Both are set, and max_steps = {max_steps} counts: num_train_epochs changes nothing.")
+        else:
+            print(
+                f"num_train_epochs = {run.num_train_epochs} counts, so the profile's max_steps = {max_steps} does not."
+            )
+            run.max_steps = -1
+    eval_steps = getattr(run, "eval_steps", 0)
+    if 0 < getattr(run, "max_steps", -1) < eval_steps:
+        print(f"eval_steps is {run.max_steps} instead of {eval_steps}: a run of {run.max_steps} steps ends there.")
+        run.eval_steps = run.max_steps
 
 
 def _check_equal_settings(profiles):
@@ -83,10 +112,11 @@ def _check_equal_settings(profiles):
 
 
 def _check_name(name, names, what):
-    """Raises CourseError, with the closest name, unless `name` is one of `names`; `what` says whose name it is."""
+    """Raises CourseError unless `name` is one of `names`; with the one that is spelt alike, if there is one."""
     if name not in names:
-        hint = f"(closest: {closest(name, names)!r}); choose from: {', '.join(names)}"
-        raise CourseError(f"{what} {name!r} is not known {hint}.")
+        closest = alike(name, names)
+        hint = f" (closest: {closest!r})" if closest else ""
+        raise CourseError(f"{what} {name!r} is not known{hint}; choose from: {', '.join(names)}.")
 
 
 def _check_type(name, value, profiles, example):
@@ -100,3 +130,60 @@ def _check_type(name, value, profiles, example):
         f"OVERRIDES: {name} = {value!r} is of type {type(value).__name__}; "
         f"write a value of type {type_names}, such as {example!r}."
     )
+
+
+def _check_value(name, value, examples):
+    """Raises CourseError for a value out of range; examples: the values that the profiles have for this setting."""
+    if value in examples:
+        return
+    if isinstance(value, list):
+        fault = _fault_of_list(value, examples)
+    elif isinstance(value, str):
+        fault = _fault_of_text(name, value, examples)
+    elif isinstance(value, int | float):
+        fault = _fault_of_number(name, value, examples)
+    else:
+        fault = ""
+    if fault:
+        raise CourseError(f"OVERRIDES: {name} = {value!r} {fault}.")
+
+
+def _fault_of_list(value, examples):
+    """What is wrong with a list, and the remedy; "" if nothing is."""
+    if not value and [] not in examples:
+        return "is empty; write at least one name"
+    if not all(isinstance(item, str) for item in value):
+        return 'holds something else than names; write texts in quotes, such as ["one", "two"]'
+    return ""
+
+
+def _fault_of_text(name, value, examples):
+    """What is wrong with a text, and the remedy; "" if nothing is."""
+    if not value.strip() and "" not in examples:
+        return f"is empty; leave it out, or write a value such as {examples[0]!r}"
+    allowed = {*NUMBER_TYPES, *examples}
+    if name.endswith("dtype") and value not in allowed:
+        return f"is no type of numbers that is known here; choose from: {', '.join(sorted(allowed))}"
+    return ""
+
+
+def _fault_of_number(name, value, examples):
+    """What is wrong with a number, and the remedy; "" if nothing is.
+
+    A whole number that is above 0 in all profiles must be so; -1 in one of them means that there is no limit.
+    """
+    numbers = [example for example in examples if isinstance(example, int | float)]
+    if not math.isfinite(value):
+        return "is not a finite number; write one"
+    if isinstance(value, bool) or not numbers:
+        return ""
+    if min(numbers) == -1 and value < 1:
+        return "stands for nothing; write -1 for no limit, or a number from 1 on"
+    if value < 0:
+        return "is below 0; write a number from 0 on"
+    if "dropout" in name and value >= 1:
+        return "drops everything; write a number from 0 to below 1"
+    whole = all(isinstance(number, int) for number in numbers)
+    if value == 0 and whole and min(numbers) > 0 and name != "warmup_steps":
+        return "leaves nothing; write a number from 1 on"
+    return ""

@@ -1,14 +1,17 @@
 """results.json: what a run of a lesson leaves behind for readers, tables and tests."""
 
 import json
+import math
 import os
+import re
 import time
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 import psutil
 
-from utils import meter, paths, session
+from utils import meter, paths, run_folder, session
+from utils.errors import first_ten
 
 
 @dataclass
@@ -78,6 +81,7 @@ class RunRecord:
 
 
 KEYS = [field.name for field in fields(RunRecord)]
+SCORES = ("baseline", "before", "after")
 COSTS = KEYS[KEYS.index("trainable_parameters") : KEYS.index("metrics")]
 
 
@@ -129,9 +133,9 @@ def write(
     """Writes `folder`/results.json, whole or not at all, and returns its content, a dict: see RunRecord.
 
     settings: what `profiles.select` returned. model, planned, cost: the trained model, what `memory.plan` said and what
-    the meter counted; all None where nothing was trained. Device, versions, commit and wall_seconds are read here.
-    Raises ValueError for NaN and for an infinite number, so that no table shows a number that was not measured, and
-    TypeError for a value that JSON does not know.
+    the meter counted; all None where nothing was trained. Device, versions, commit and wall_seconds are read here. NaN
+    and infinite numbers are written as None, and named: JSON has no such numbers, and a table must show none that was
+    not measured. Raises TypeError for a value that JSON does not know.
     """
     numbers = dict.fromkeys(COSTS)
     if model is not None:
@@ -159,11 +163,31 @@ def write(
     values = {name: getattr(record, name) for name in KEYS}
     for name in ("model_id", "dataset_id", "settings", "overrides"):
         values[name] = _without_root(values[name])
+    not_finite = []
+    values = {name: _finite(value, name, not_finite) for name, value in values.items()}
+    if not_finite:
+        print(f"Not a finite number, so None in {run_folder.RESULTS}: {first_ten(not_finite)}.")
     text = json.dumps(values, indent=2, allow_nan=False) + "\n"
-    partial = Path(folder) / "results.json.partial"
+    partial = Path(folder) / f"{run_folder.RESULTS}.partial"
     partial.write_text(text, encoding="utf-8")
-    os.replace(partial, Path(folder) / "results.json")
-    return json.loads(text)
+    os.replace(partial, Path(folder) / run_folder.RESULTS)
+    if session.is_ours(folder):  # else the runner has taken it, and looks at all cells before it says so
+        run_folder.complete(folder)
+    content = json.loads(text)
+    content.update({name: math.nan for name in SCORES if name in not_finite})  # a lesson prints them as numbers
+    return content
+
+
+def _finite(value, name, not_finite):
+    """The value with None for each number in it that is NaN or infinite; their names are added to `not_finite`."""
+    if isinstance(value, dict):
+        return {key: _finite(item, f"{name}.{key}", not_finite) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item, f"{name}.{number}", not_finite) for number, item in enumerate(value)]
+    if isinstance(value, float) and not math.isfinite(value):
+        not_finite.append(name)
+        return None
+    return value
 
 
 def _without_root(value):
@@ -172,8 +196,8 @@ def _without_root(value):
         return {name: _without_root(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
         return [_without_root(item) for item in value]
-    if isinstance(value, str | Path):
-        return str(value).replace(str(paths.ROOT), ".")
+    if isinstance(value, str | Path):  # not in /x/course-data, where the course is /x/course
+        return re.sub(rf"(?<![^\s,;:=]){re.escape(str(paths.ROOT))}(?=/|$)", ".", str(value))
     return value
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 from filelock import SoftFileLease, Timeout
 
-from utils import versions
+from utils import run_folder, versions
 from utils.errors import CourseError
 from utils.paths import ROOT
 from utils.startup import chosen_gpu
@@ -58,11 +58,14 @@ def choose_dtype(wish, device_map="auto"):
 
 
 def facts():
-    """Device, versions and git commit ("+" if files differ from it, None outside a checkout), for results.json."""
+    """Device, versions and git commit ("+" if files differ from it; None without checkout or git), for results.json."""
     import torch
 
     git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty=+", "--exclude=*"]
-    commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()
+    try:
+        commit = subprocess.run(git, capture_output=True, text=True, timeout=60).stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):  # there is no git here, or it waits for a slow disk
+        commit = None
     device = f"CPU, threads: {torch.get_num_threads()}"
     if torch.cuda.is_available():
         card = torch.cuda.get_device_properties(0)
@@ -89,6 +92,7 @@ def report():
     transformers.utils.logging.disable_progress_bar()  # its bars of loaded files; training keeps its own
     logging.getLogger("transformers.trainer").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", message=".*pin_memory.*")  # said on every machine without a GPU
+    warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # a figure shows a box in its place
     # PEFT uses the old name of this argument
     warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*deprecated")
     # lesson 02 says what paging is for
@@ -107,7 +111,7 @@ def report():
 
 def writable_folder(path):
     """Creates the folder if need be, proves that a file can be written in it, and returns it as a Path."""
-    folder = Path(path).expanduser()
+    folder = expanded(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
@@ -117,8 +121,25 @@ def writable_folder(path):
     return folder
 
 
-def own_folder(path):
+def expanded(path):
+    """The path with a leading "~" as the home folder, also if ROOT was put in front of it: ROOT / "~/x"."""
+    path = Path(path)
+    try:
+        below = path.relative_to(ROOT)
+    except ValueError:
+        below = path
+    if not str(below).startswith("~"):
+        return path
+    try:
+        return below.expanduser()
+    except RuntimeError:
+        raise CourseError(f"{below}: nobody knows the home folder here; write the whole path in OUTPUT_DIR.") from None
+
+
+def own_folder(path, put_aside=True):
     """Creates the folder if need be, takes it for this process until it ends, and returns it as a Path.
+
+    put_aside: what a complete earlier run left in it makes room until this run is complete: see `run_folder`.
 
     Raises CourseError if it cannot be written, or if another process has it, unless that one started this process: a
     kernel may use the folder of its runner. The folder of a process that died is taken over. A claim is a file and not
@@ -129,6 +150,8 @@ def own_folder(path):
     folder = writable_folder(path)
     claim = SoftFileLease(folder / LOCK, lease_duration=LEASE_SECONDS, thread_local=False)
     if claim.is_lock_held_by_us:  # this cell runs for the second time
+        if put_aside and (folder / run_folder.RESULTS).exists():  # so does the whole lesson
+            _put_aside(folder)
         return folder
     try:
         acquired = _acquire(claim, folder)
@@ -147,7 +170,28 @@ def own_folder(path):
     atexit.register(_forget, folder / SINCE, os.getpid())
     inherited = os.environ.get(CLAIMS)
     os.environ[CLAIMS] = f"{inherited},{claim.token}" if inherited else claim.token
+    if put_aside:
+        _put_aside(folder)
     return folder
+
+
+def is_ours(folder):
+    """Whether this process itself has taken the folder, with `own_folder`."""
+    lock = str(Path(folder) / LOCK)
+    return any(claim.lock_file == lock for claim in _held)
+
+
+def _put_aside(folder):
+    """Puts aside what an earlier run left, and back at the end of this process if nothing is complete by then."""
+    if run_folder.set_aside(folder):
+        print(f"What the run before left is in {folder / run_folder.EARLIER} until this one is complete.")
+        atexit.register(_recover, folder, os.getpid())
+
+
+def _recover(folder, pid):
+    """`run_folder.recover` at the end of the process `pid`, but not at the end of a fork of it."""
+    if os.getpid() == pid:
+        run_folder.recover(folder)
 
 
 def _acquire(claim, folder):

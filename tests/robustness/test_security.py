@@ -57,6 +57,90 @@ def test_a_pickled_model_is_refused_and_stays_closed(model, tmp_path):
     assert canary.exists()
 
 
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "a" * 64 + "\nsize 6000000\n"
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        ({"model.safetensors": POINTER}, ["model.safetensors: git-lfs has left a pointer", "`git lfs pull`"]),
+        ({"model.safetensors": ""}, ["model.safetensors: it is cut or damaged (0 bytes"]),
+        ({"model.safetensors": None}, ["it has no model.safetensors; set model_id to"]),
+        ({"model.safetensors": None, "model.onnx": ""}, ["it has no model.safetensors (only model.onnx)"]),
+        ({"model.safetensors": None, "model.gguf": ""}, ["model.gguf is for llama.cpp"]),
+        ({"model.safetensors": None, "model.safetensors.index.json": "{"}, ["index.json: it is not JSON"]),
+        ({"model.safetensors": None, "model.safetensors.index.json": "[]"}, ["index.json: it is no JSON object"]),
+        ({"model.safetensors": None, "model.safetensors.index.json": "{}"}, ["index.json: it names no files"]),
+        (
+            {"model.safetensors": None, "model.safetensors.index.json": '{"weight_map": {"a": "one.safetensors"}}'},
+            ["one.safetensors is missing, which its index names"],
+        ),
+        ({"tokenizer.json": None, "tokenizer_config.json": None}, ["it has no tokenizer (tokenizer.json, "]),
+        ({"tokenizer.json": "{"}, ["tokenizer.json: it is not JSON"]),
+        ({"tokenizer.json": POINTER}, ["tokenizer.json: git-lfs has left a pointer"]),
+        ({"config.json": None}, ["it has no config.json; set model_id to"]),
+        ({"config.json": ""}, ["config.json: it is not JSON"]),
+        ({"config.json": "[]"}, ["config.json: it is no JSON object"]),
+        ({"config.json": "{}"}, ["config.json: it has no 'model_type'"]),
+        ({"config.json": None, "model.gguf": ""}, ["model.gguf is for llama.cpp"]),
+        ({"config.json": '{"model_type": "bertt"}'}, ["cannot read its configuration", "`bertt`"]),
+        ({"adapter_config.json": '{"base_model_name_or_path": "some/base"}'}, ["an adapter, not", "(some/base)"]),
+    ],
+)
+def test_a_folder_that_is_no_whole_model_is_refused_before_anything_is_loaded(model, files, words):
+    for name, text in files.items():
+        (model / name).unlink(missing_ok=True)
+        if text is not None:
+            (model / name).write_text(text)
+    message = refusal(model_files.check_model, str(model))
+    assert message.startswith(str(model))
+    for word in words:
+        assert word in message
+    assert "hub" not in message
+
+
+def test_weights_that_are_cut_are_refused(model):
+    weights = (model / "model.safetensors").read_bytes()
+    (model / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    assert "model.safetensors: it is cut or damaged" in refusal(model_files.check_model, str(model))
+
+
+@pytest.mark.parametrize(
+    ("model_id", "words"),
+    [
+        ("{folder}/model.safetensors", "this is a file; set model_id to the folder"),
+        ("{folder}/none", "there is no such folder"),
+        ("{folder}t", "there is no such folder (there is 'tiny-bert' beside it)"),
+        ("https://huggingface.co/some/model", "it is no name on the hub either"),
+        ("some/model@main", "it is no name on the hub either"),
+    ],
+)
+def test_a_path_or_a_name_that_is_wrong_is_a_sentence(model, model_id, words):
+    assert words in refusal(model_files.check_model, model_id.format(folder=model))
+
+
+def test_more_tokens_than_positions_are_refused(model):
+    model_files.check_model(str(model), max_length=512)
+    message = refusal(lambda: model_files.check_model(str(model), max_length=513))
+    assert message.endswith("max_length is 513, but this model has 512 positions; set max_length to 512 or less.")
+    model_files.check_model(str(MODELS / "tiny-t5"), max_length=5000)  # it knows distances only
+
+
+def test_a_model_that_this_run_has_put_aside_is_named(tmp_path):
+    (tmp_path / "earlier" / "model").mkdir(parents=True)
+    assert "has put the earlier one aside" in refusal(model_files.check_model, str(tmp_path / "model"))
+
+
+@pytest.mark.parametrize(("number", "reason"), [(13, "Permission denied"), (28, "No space left on device")])
+def test_a_cache_that_cannot_be_written_is_named(monkeypatch, number, reason):
+    def no_cache(*args, **kwargs):
+        raise OSError("We couldn't connect") from OSError(number, reason, "/cache")
+
+    monkeypatch.setattr(model_files, "check_code", no_cache)
+    message = refusal(model_files.check_model, "some/model")
+    assert f"{reason}: '/cache'); make room, or set HF_HOME to a folder of yours" in message
+
+
 def test_a_pickled_model_beside_other_tensors_is_refused(model):
     (model / "model.safetensors").rename(model / "other.safetensors")
     torch.save({}, model / "pytorch_model.bin")
@@ -215,4 +299,5 @@ def test_a_model_that_is_not_here_is_a_sentence_at_once(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # read at its import
     message = refusal(model_files.check_model, "google-bert/bert-base-uncased-of-nobody")
     assert message.startswith("google-bert/bert-base-uncased-of-nobody: ")
-    assert "go online, accept the model's terms on its page at the hub, or use PROFILE = 'tiny'." in message
+    assert "HF_HUB_OFFLINE=1 keeps this run off the hub (`make run` sets it for the profile tiny)" in message
+    assert "gated" not in message

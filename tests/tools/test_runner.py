@@ -17,11 +17,12 @@ import psutil
 import pytest
 
 from tools import render, run_notebooks
-from tools.run_notebooks import SENTINEL
+from tools.run_notebooks import SENTINEL, Timeouts
 
 ROOT = Path(__file__).resolve().parents[2]
 PARAMETERS = "PROFILE = 'full'\nOVERRIDES = {}\nOUTPUT_DIR = 'unset'\nSEED: int = 0"
 OVERRIDES = {"learning_rate": 1e-05, "text": 'it\'s "é" {x} \\ \n', "on": True, "none": None}
+EARLIER = json.dumps({"metric": "of an earlier run"})
 RESULTS = {"metric": "accuracy", "baseline": 0.5, "before": 0.1, "after": 0.875, "n_eval": 200}
 END = f"print('{SENTINEL}')"
 HANG = """import os, pathlib, subprocess, time
@@ -75,8 +76,16 @@ class Course:
         nbformat.write(new.new_notebook(cells=cells), folder / "lesson.ipynb")
         self.folder, self.output = folder, folder / "out" / "tiny" / "lesson"
         self.final, self.partial = self.output / "lesson.ipynb", self.output / "lesson.partial.ipynb"
+        self.results = self.output / "results.json"
         self.output.mkdir(parents=True)
         self.final.write_text("an earlier run")
+        self.results.write_text(EARLIER)
+
+    def assert_untouched(self):
+        """The results of the earlier run are where they were, and nothing of them is elsewhere."""
+        assert self.final.read_text() == "an earlier run"
+        assert self.results.read_text() == EARLIER
+        assert not (self.output / "earlier").exists()
 
     def start(self, *options):
         """Start the runner; return the process."""
@@ -155,16 +164,17 @@ def code_cells(path):
     ],
 )
 def test_failure(runs, name, exit_code, words):
-    """One line on stderr with the place and the cause; nothing looks complete, the earlier run is gone."""
+    """One line on stderr with the place and the cause; what the earlier run left is as it was."""
     course, (code, out, err), left_over = runs[name].result()
     assert code == exit_code, out + err
     assert len(err.strip().splitlines()) == 1, err
     assert err.startswith("lesson: ")
     for word in words:
         assert word in err
+    assert "beside the results of the run before, which are as they were" in err
     assert course.partial.exists()
-    assert not course.final.exists()
-    assert re.search(r"^lesson +tiny .*failed$", out, re.MULTILINE), out
+    course.assert_untouched()
+    assert re.search(r"^lesson +tiny +- +- +- +- +- .*failed$", out, re.MULTILINE), out
     assert left_over == []
 
 
@@ -180,6 +190,9 @@ def test_the_runner_itself_killed_leaves_no_process_and_no_final_name(runs):
     assert left_over == []
     assert code_cells(course.partial)
     assert not course.final.exists()
+    assert (course.output / "earlier" / "lesson.ipynb").read_text() == "an earlier run"
+    run_notebooks.run_folder.recover(course.output)  # as the next run does
+    course.assert_untouched()
 
 
 def test_a_disk_that_is_nearly_full_is_named(tmp_path, monkeypatch, capsys):
@@ -194,7 +207,7 @@ def test_a_disk_that_is_nearly_full_is_named(tmp_path, monkeypatch, capsys):
 
 def test_a_folder_in_use_is_left_alone(tmp_path):
     course = Course(tmp_path, END)
-    code = "import sys, time; from utils import session; session.own_folder(sys.argv[1])"
+    code = "import sys, time; from utils import session; session.own_folder(sys.argv[1], put_aside=False)"
     command = [sys.executable, "-c", f"{code}; print('mine', flush=True); time.sleep(600)", str(course.output)]
     owner = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert owner.stdout.readline() == "mine\n"
@@ -204,13 +217,32 @@ def test_a_folder_in_use_is_left_alone(tmp_path):
     assert (code, out) == (2, "")
     assert f"process {owner.pid} on " in err
     assert len(err.strip().splitlines()) == 1, err
-    assert course.final.read_text() == "an earlier run"
+    course.assert_untouched()
+
+
+def test_another_kernel_under_the_name_python3_is_not_taken(tmp_path, monkeypatch):
+    other = tmp_path / "kernels" / "python3"
+    other.mkdir(parents=True)
+    (other / "kernel.json").write_text(json.dumps({"argv": ["false"], "display_name": "x", "language": "python"}))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
+    manager = run_notebooks.LessonClient(nbformat.v4.new_notebook(), None, Timeouts(1, 1)).create_kernel_manager()
+    assert manager.kernel_spec.argv[0] == sys.executable
+
+
+def test_a_module_of_the_course_comes_before_one_in_the_current_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "utils.py").touch()
+    folders = run_notebooks.kernel_environment("tiny")["PYTHONPATH"].split(os.pathsep)
+    assert (folders[0], folders[-1]) == (str(ROOT), str(tmp_path))
+    client = run_notebooks.LessonClient(nbformat.v4.new_notebook(), None, Timeouts(1, 1))
+    assert "--IPKernelApp.ignore_cwd=True" in client.extra_arguments, "else the current folder is the first"
 
 
 def test_complete_run(runs):
     course, (code, out, err), _ = runs["complete"].result()
     assert (code, err) == (0, "")
-    assert not course.partial.exists()
+    assert not list(course.output.glob("*partial*"))
+    assert not (course.output / "earlier").exists()
     cells = code_cells(course.final)
     printed = cells[3].outputs[0].text.splitlines()
     assert printed[0] == "tiny 7 1"
@@ -244,8 +276,14 @@ def test_rendered_copy(runs, tmp_path):
     [
         (["--parameters", '{"SEDE": 1}'], ["no parameter 'SEDE'", "did you mean one of ['SEED']"]),
         (["--parameters", '{"SEED = 1; import os; x": 1}'], ["no parameter"]),
-        (["--overrides", "{learning_rate: 0}"], ["--overrides", "invalid json_object value: '{learning_rate"]),
-        (["--overrides", "[1]"], ["--overrides", "json_object"]),
+        (["--parameters", '{"unlike_anything": 1}'], ["no parameter 'unlike_anything'; choose from"]),
+        (["--overrides", "{learning_rate: 0}"], ["--overrides: {learning_rate: 0} is not JSON", "write for example"]),
+        (["--overrides", "[1]"], ["--overrides: [1] is no JSON object"]),
+        (["--overrides", '{"a": 1, "a": 2}'], ["--overrides: 'a' stands twice"]),
+        (["--overrides", '{"a": NaN}'], ["--overrides: NaN is no number"]),
+        (["--overrides", '{"a": -Infinity}'], ["--overrides: -Infinity is no number"]),
+        (["--overrides", ""], ["--overrides", "is not JSON"]),
+        (["--seed", "-1"], ["--seed", "from 0 to 4294967295"]),
         (["--nb", "98"], ["no notebook to run at", "98"]),
         (["--nb", "out/tiny/lesson/lesson.ipynb"], ["no notebook to run at"]),
         (["--out", "lesson.ipynb"], ["Not a directory"]),
@@ -263,5 +301,5 @@ def test_refused_before_anything_runs(tmp_path, options, words):
     assert len(err.strip().splitlines()) == 1, err
     for word in words:
         assert word in err
-    assert list(course.output.iterdir()) == [course.final]
-    assert course.final.read_text() == "an earlier run"
+    assert sorted(course.output.iterdir()) == [course.final, course.results]
+    course.assert_untouched()

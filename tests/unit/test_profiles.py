@@ -58,7 +58,7 @@ def test_a_setting_that_is_none_everywhere_takes_any_value():
 @pytest.mark.parametrize(
     ("profile", "overrides", "parts"),
     [
-        ("tinny", {}, ["'tinny'", "closest: 'tiny'", "tiny, full"]),
+        ("tinny", {}, ["'tinny'", "(closest: 'tiny')", "tiny, full"]),
         ("tiny", "learning_rate=1", ["OVERRIDES", "'learning_rate=1'", "not a dict"]),
         ("tiny", None, ["OVERRIDES", "None", "not a dict"]),
         ("tiny", {"learn_rate": 1}, ["'learn_rate'", "closest: 'learning_rate'", "model_id, batch_size"]),
@@ -72,6 +72,13 @@ def test_a_setting_that_is_none_everywhere_takes_any_value():
         ("tiny", {"batch_size": None}, ["batch_size", "None", "type int"]),
         ("tiny", {"model_id": 3}, ["model_id", "3", "type str"]),
         ("tiny", {"attention": 3}, ["attention", "3", "NoneType or str"]),
+        ("tiny", {"batch_size": 0}, ["batch_size = 0 leaves nothing", "from 1 on"]),
+        ("tiny", {"batch_size": -4}, ["batch_size = -4 is below 0"]),
+        ("tiny", {"learning_rate": -1e-3}, ["learning_rate = -0.001 is below 0"]),
+        ("tiny", {"learning_rate": float("nan")}, ["learning_rate = nan is not a finite number"]),
+        ("tiny", {"learning_rate": float("-inf")}, ["learning_rate = -inf is not a finite number"]),
+        ("tiny", {"learning_rate": {"a": 1}}, ["type dict", "type float"]),
+        ("tiny", {"model_id": ""}, ["model_id = '' is empty", "'data/models/tiny'"]),
     ],
 )
 def test_a_wrong_choice_gets_one_sentence(profile, overrides, parts):
@@ -80,6 +87,88 @@ def test_a_wrong_choice_gets_one_sentence(profile, overrides, parts):
     message = str(error.value)
     assert all(part in message for part in parts), message
     assert "\n" not in message
+
+
+def test_a_name_is_suggested_only_if_it_is_alike():
+    with pytest.raises(CourseError) as error:
+        profiles.select(PROFILES, "tiny", {"target": 1})
+    assert str(error.value).startswith("OVERRIDES: 'target' is not known; choose from: model_id")
+    with pytest.raises(CourseError, match=r"'Batch_Size' is not known \(closest: 'batch_size'\)"):
+        profiles.select(PROFILES, "tiny", {"Batch_Size": 1})
+
+
+STEPS = {
+    # setting           tiny               colab        full
+    "max_steps":        (300,              -1,          -1),
+    "num_train_epochs": (8,                3,           3),
+    "eval_steps":       (50,               32,          32),
+    "warmup_steps":     (10,               5,           20),
+    "compare_steps":    (100,              0,           0),
+    "lora_dropout":     (0.1,              0.1,         0.1),
+    "dtype":            ("float32",        "auto",      "bfloat16"),
+    "columns":          (["messages"],     ["a", "b"],  ["a"]),
+    "test_group":       ("never",          "",          ""),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("overrides", "steps", "said"),
+    [
+        ({}, (300, 8, 50), ""),
+        ({"max_steps": 75}, (75, 8, 50), ""),
+        ({"max_steps": 5}, (5, 8, 5), "eval_steps is 5 instead of 50: a run of 5 steps ends there.\n"),
+        ({"max_steps": 5, "eval_steps": 6}, (5, 8, 5), "eval_steps is 5 instead of 6: a run of 5 steps ends there.\n"),
+        ({"eval_steps": 400}, (300, 8, 300), "eval_steps is 300 instead of 400: a run of 300 steps ends there.\n"),
+        ({"max_steps": -1}, (-1, 8, 50), ""),
+        (
+            {"num_train_epochs": 1},
+            (-1, 1, 50),
+            "num_train_epochs = 1 counts, so the profile's max_steps = 300 does not.\n",
+        ),
+        ({"num_train_epochs": 1, "max_steps": -1}, (-1, 1, 50), ""),
+        (
+            {"num_train_epochs": 1, "max_steps": 60},
+            (60, 1, 50),
+            "Both are set, and max_steps = 60 counts: num_train_epochs changes nothing.\n",
+        ),
+    ],
+)
+def test_no_setting_undoes_an_override_in_silence(overrides, steps, said, capsys):
+    run = profiles.select(STEPS, "tiny", overrides)
+    assert (run.max_steps, run.num_train_epochs, run.eval_steps) == steps
+    assert capsys.readouterr().out == said
+
+
+@pytest.mark.parametrize(
+    "overrides", [{"warmup_steps": 0}, {"compare_steps": 0}, {"test_group": ""}, {"dtype": "auto"}]
+)
+def test_nothing_is_a_value_where_a_profile_has_it(overrides):
+    assert vars(profiles.select(STEPS, "tiny", overrides)) == vars(profiles.select(STEPS, "tiny", {})) | overrides
+
+
+@pytest.mark.parametrize(
+    ("overrides", "fault"),
+    [
+        ({"max_steps": 0}, "write -1 for no limit, or a number from 1 on"),
+        ({"max_steps": -5}, "write -1 for no limit"),
+        ({"num_train_epochs": 0}, "leaves nothing"),
+        ({"eval_steps": 0}, "leaves nothing"),
+        ({"warmup_steps": -1}, "is below 0"),
+        ({"lora_dropout": 1}, "drops everything"),
+        ({"dtype": "bf16"}, "choose from: auto, bfloat16, float16, float32"),
+        ({"columns": []}, "write at least one name"),
+        ({"columns": ["a", 3]}, "write texts in quotes"),
+    ],
+)
+def test_a_value_out_of_its_range_is_refused(overrides, fault):
+    with pytest.raises(CourseError) as error:
+        profiles.select(STEPS, "tiny", overrides)
+    assert fault in str(error.value)
+
+
+def test_a_path_in_the_home_folder(monkeypatch):
+    monkeypatch.setenv("HOME", "/somewhere")
+    assert profiles.select(PROFILES, "tiny", {"model_id": "~/model"}).model_id == "/somewhere/model"
 
 
 def test_profiles_with_unequal_keys_are_refused():

@@ -17,7 +17,7 @@ import torch
 from conftest import ROOT
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from utils import meter, profiles, results, session, versions
+from utils import meter, plots, profiles, results, session, versions
 
 
 @pytest.fixture
@@ -171,14 +171,53 @@ def test_the_cost_of_a_training(model, tmp_path):
     assert {name: written[name] for name in results.COSTS} == numbers
 
 
-@pytest.mark.parametrize(
-    ("changes", "error"),
-    [({"unknown": 1}, TypeError), ({"after": math.nan}, ValueError)],
-)
-def test_results_refuse_what_is_not_in_the_contract(tmp_path, changes, error):
-    with pytest.raises(error, match=r"unknown|JSON compliant"):
-        results.write(tmp_path, **record(**changes))
+def test_results_refuse_what_is_not_in_the_contract(tmp_path):
+    with pytest.raises(TypeError, match="unknown"):
+        results.write(tmp_path, **record(unknown=1))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_number_that_was_not_measured_is_none_and_named(tmp_path, capsys):
+    measured = {"loss": [1.0, math.nan], "by": {"a": np.float64("inf")}}
+    written = results.write(tmp_path, **record(after=math.nan, metrics=measured))
+    content = json.loads((tmp_path / "results.json").read_text())
+    assert content["after"] is None
+    assert content["metrics"] == {"loss": [1.0, None], "by": {"a": None}}
+    assert f"{written['after']:.3f}" == "nan", "a lesson prints it as a number"
+    said = "Not a finite number, so None in results.json: after, metrics.loss.1, metrics.by.a."
+    assert said in capsys.readouterr().out
+
+
+def test_results_end_the_run_of_a_notebook(tmp_path, monkeypatch):
+    monkeypatch.delenv(session.CLAIMS, raising=False)
+    (tmp_path / "results.json").write_text("of an earlier run")
+    session.own_folder(tmp_path)
+    assert [path.name for path in (tmp_path / "earlier").iterdir()] == ["results.json"]
+    results.write(tmp_path, **record())
+    assert not (tmp_path / "earlier").exists()
+
+
+@pytest.mark.parametrize(
+    ("path", "written"),
+    [
+        (f"{ROOT}/data/x", "./data/x"),
+        (f"{ROOT}", "."),
+        (f"{ROOT}-data/x.csv", f"{ROOT}-data/x.csv"),
+        (f"/mnt{ROOT}/x", f"/mnt{ROOT}/x"),
+        ("hub/name", "hub/name"),
+    ],
+)
+def test_only_the_folder_of_the_course_is_written_as_a_dot(tmp_path, path, written):
+    assert results.write(tmp_path, **record(dataset_id=path))["dataset_id"] == written
+
+
+@pytest.mark.parametrize("problem", [FileNotFoundError(2, "git"), PermissionError(13, "git")])
+def test_a_machine_without_git_has_no_commit(monkeypatch, problem):
+    def no_git(*args, **kwargs):
+        raise problem
+
+    monkeypatch.setattr(session.subprocess, "run", no_git)
+    assert session.facts()["commit"] is None
 
 
 def test_results_refuse_a_missing_key(tmp_path):
