@@ -3,6 +3,7 @@
 import pytest
 import torch
 from conftest import refusal
+from peft import LoraConfig, get_peft_model
 from tiny_trainers import (
     KINDS,
     PLAIN,
@@ -13,6 +14,7 @@ from tiny_trainers import (
     trainer_of_even_rows,
     trainer_of_uneven_rows,
 )
+from transformers import RobertaConfig, RobertaForSequenceClassification
 
 from utils import memory, training
 from utils.training import adapters, checkpoints
@@ -114,3 +116,15 @@ def test_a_training_of_few_steps_evaluates_at_its_end(tmp_path, capsys):
     assert 1 <= steps < 1000
     assert trainer.args.save_steps == steps
     assert f"The training has {steps} steps, fewer than eval_steps = 1000" in capsys.readouterr().out
+
+
+def test_all_linear_layers_are_no_wrong_target_where_the_head_is_trained_whole():
+    """PEFT writes the layers that it found into the configuration, those of a head in `modules_to_save` among them."""
+    config = RobertaConfig(
+        vocab_size=30, hidden_size=64, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64
+    )
+    lora = LoraConfig(task_type="SEQ_CLS", target_modules="all-linear", modules_to_save=["classifier"])
+    model = get_peft_model(RobertaForSequenceClassification(config), lora)
+    adapters.check_targets(model, model.peft_config["default"])
+    model.peft_config["default"].target_modules = {"quary"}
+    assert "'quary'" in refusal(adapters.check_targets, model, model.peft_config["default"])

@@ -84,9 +84,9 @@ def check_targets(model, lora_config):
     modules = []
     linear = set()
     for full_name, module in model.named_modules():
-        if re.search(r"lora_|modules_to_save|original_module", full_name):
-            continue  # a part of an adapter
-        name = base_name(full_name)
+        if "lora_" in full_name:
+            continue
+        name = re.sub(r"\.(modules_to_save\.\w+|original_module)\b", "", base_name(full_name))  # a head trained whole
         modules.append(name)
         if hasattr(module, "in_features"):
             linear.add(name.split(".")[-1])
