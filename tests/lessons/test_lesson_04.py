@@ -263,7 +263,7 @@ def test_documents_leak_where_attention_ignores_positions_and_nowhere_else(sft):
         else:
             assert moved < 1e-5, name
     assert len(record["leaks"]) == 13
-    assert record["padding"]["batches of similar length"] < 0.05
+    assert record["padding"]["sorted by length, all rows"] < 0.05
 
 
 # ---- merging, and what is kept
