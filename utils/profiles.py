@@ -58,9 +58,9 @@ def select(PROFILES, PROFILE, OVERRIDES):  # noqa: N803  (the names in the noteb
 
     PROFILES: a table of settings, see `table`, or {profile: {setting: value}}, where all profiles have the same
     settings. OVERRIDES: {setting: new value}, of a type that some profile uses for it; a whole number may stand for a
-    float. A text that begins with "~" is taken for a path in the home folder. Settings that would undo an override are
-    changed with it, and a line says so: see `_settle_steps`. Raises CourseError, in one sentence, for unequal settings,
-    an unknown name, a type that cannot be right, and a number out of its range.
+    float. A text that begins with "~" is taken for a path in the home folder. A setting that would undo an override is
+    changed with it, and a line says so: see `_settle_length`. Raises CourseError, in one sentence, for unequal
+    settings, an unknown name, a type that cannot be right, and a number out of its range.
     """
     if any(isinstance(row, tuple) for row in PROFILES.values()):
         PROFILES = table(PROFILES)  # noqa: N806
@@ -76,12 +76,12 @@ def select(PROFILES, PROFILE, OVERRIDES):  # noqa: N803  (the names in the noteb
         if isinstance(value, str) and value.startswith("~"):
             value = os.path.expanduser(value)
         setattr(run, name, value)
-    _settle_steps(run, OVERRIDES)
+    _settle_length(run, OVERRIDES)
     return run
 
 
-def _settle_steps(run, overrides):
-    """Lets epochs count where they alone are overridden, and looks at the model at least once; prints what it changes.
+def _settle_length(run, overrides):
+    """Lets epochs count where they alone are overridden; prints what it changes.
 
     A profile with max_steps above 0 trains so many steps, whatever the epochs are.
     """
@@ -94,10 +94,6 @@ def _settle_steps(run, overrides):
                 f"num_train_epochs = {run.num_train_epochs} counts, so the profile's max_steps = {max_steps} does not."
             )
             run.max_steps = -1
-    eval_steps = getattr(run, "eval_steps", 0)
-    if 0 < getattr(run, "max_steps", -1) < eval_steps:
-        print(f"eval_steps is {run.max_steps} instead of {eval_steps}: a run of {run.max_steps} steps ends there.")
-        run.eval_steps = run.max_steps
 
 
 def _check_equal_settings(profiles):

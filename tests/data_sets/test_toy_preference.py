@@ -82,7 +82,7 @@ def test_it_loads_with_and_without_its_card_and_true_chances_stay_outside(tmp_pa
     folder.mkdir()
     for name in (*FILES, *["README.md"] * card):
         (folder / name).write_bytes((FOLDER / name).read_bytes())
-    tables = reading.read(folder, load_dataset, preferences.TEXTS)
+    tables = reading.read(folder, load_dataset)
     dataset = reading.to_datasets(tables, preferences.TEXTS)
     assert {split: part.num_rows for split, part in dataset.items()} == {"train": 2420, "test": 600}
     assert {tuple(part.column_names) for part in dataset.values()} == {tuple(builder.COLUMNS)}

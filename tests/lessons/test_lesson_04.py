@@ -14,7 +14,7 @@ import torch
 from conftest import ROOT
 from datasets import Dataset, load_dataset
 from datasets.exceptions import DatasetNotFoundError
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PrinterCallback, set_seed
 from trl import SFTConfig, SFTTrainer, chat_template_utils
 
@@ -405,6 +405,31 @@ def test_the_recipe_reaches_the_score_of_the_lesson(sft, offline, tmp_path):
     assert scores["never_asked"] >= sft.results["after"] - 0.08
     for name in ("adapter/adapter_model.safetensors", "merged/model.safetensors"):
         assert (tmp_path / name).stat().st_size > 1000
+
+
+def test_the_recipe_merges_gpt2_the_right_way_round(offline, tmp_path, rows):
+    """GPT-2 keeps its weights turned: a square one that was saved the wrong way round would load without an error."""
+    texts = [message["content"] for row in rows for message in row["messages"]]
+    folder = random_models.decoder("gpt2", tmp_path / "gpt2", texts)
+    (tmp_path / "out").mkdir()
+    recipe(offline, tmp_path / "out", "--model", folder, "--epochs", "0.05")
+    nf4 = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.float32,
+    )
+    base = AutoModelForCausalLM.from_pretrained(folder, quantization_config=nf4, dtype=torch.float32)
+    tuned = PeftModel.from_pretrained(base, tmp_path / "out" / "adapter").eval()
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "merged", dtype=torch.float32).eval()
+    turned = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "merged", dtype=torch.float32).eval()
+    for block in turned.transformer.h:
+        block.attn.c_proj.weight.data = block.attn.c_proj.weight.data.T.contiguous()
+    ids = torch.arange(5, 25)[None]
+    with torch.no_grad():
+        expected = tuned(input_ids=ids).logits
+        torch.testing.assert_close(merged(input_ids=ids).logits, expected, atol=1e-4, rtol=0)
+        assert (turned(input_ids=ids).logits - expected).abs().max() > 1e-3, "the control: turned, they are others"
 
 
 def test_the_recipe_without_learning_stays_at_nothing(offline, tmp_path):

@@ -209,7 +209,7 @@ def test_every_profile_makes_training_arguments(path, tmp_path):
     for profile, call in itertools.product(table, calls):
         run = profiles.select(table, profile, {})
         space = {config.__name__: config for config in keyword_drift.ARGUMENTS}
-        space.update(run=run, SEED=0, output_dir=tmp_path, dtype="float32", max_length=64, packing=False, eval_steps=25)
+        space.update(run=run, SEED=0, output_dir=tmp_path, dtype="float32", max_length=64, packing=False)
         expression = ast.fix_missing_locations(ast.Expression(call))
         args = eval(compile(expression, path.name, "eval"), space)  # the notebook's own code
         assert args.learning_rate == run.learning_rate

@@ -155,7 +155,7 @@ def test_rows_have_columns_and_lengths_of_the_real_set(dataset_id, tiny, toy, co
     assert known["overrides"]["dataset_id"] == str(tmp_path / "rows")
     assert known["longest"] == 300
     assert 250 < known["mean"] <= 300
-    first, *_ = data.reading.read(tmp_path / "rows", load_dataset, columns)
+    first, *_ = data.reading.read(tmp_path / "rows", load_dataset)
     assert first.split == "train"
     assert first.column(columns[0]) == [row[columns[0]] for row in train], "seeded"
     if columns == ("conversations",):

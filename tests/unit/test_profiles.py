@@ -116,9 +116,6 @@ STEPS = {
     [
         ({}, (300, 8, 50), ""),
         ({"max_steps": 75}, (75, 8, 50), ""),
-        ({"max_steps": 5}, (5, 8, 5), "eval_steps is 5 instead of 50: a run of 5 steps ends there.\n"),
-        ({"max_steps": 5, "eval_steps": 6}, (5, 8, 5), "eval_steps is 5 instead of 6: a run of 5 steps ends there.\n"),
-        ({"eval_steps": 400}, (300, 8, 300), "eval_steps is 300 instead of 400: a run of 300 steps ends there.\n"),
         ({"max_steps": -1}, (-1, 8, 50), ""),
         (
             {"num_train_epochs": 1},

@@ -18,8 +18,8 @@ def load(dataset_id, load_dataset, text_column="text", label_column="label", see
     classes. Classes are compared by their names, in all files: spaces around a name do not count.
 
     dataset_id says where the data is:
-    * a folder with files train, validation and test, all of one kind: .csv, .tsv, .jsonl, .json or .parquet; those of
-      texts may be compressed. Its README.md may declare the classes. Validation and test may be missing: they are cut
+    * a folder with files train, validation and test, all of one kind (`files.KINDS`), those of texts perhaps
+      compressed. Its README.md may declare the classes. Validation and test may be missing: they are cut
       out of train, with the same shares of each class, and so that texts which repeat each other stay together;
     * one such file, which is cut likewise;
     * a name on the hub, such as "fancyzhx/ag_news".
@@ -36,7 +36,7 @@ def load(dataset_id, load_dataset, text_column="text", label_column="label", see
     columns = (text_column, label_column)
     if text_column == label_column:
         raise CourseError(f"text_column and label_column are both {text_column!r}; give two columns.")
-    tables = _with_labels(reading.read(dataset_id, load_dataset, columns), label_column)
+    tables = _with_labels(reading.read(dataset_id, load_dataset), label_column)
     for table in tables:
         rules.check_columns(table, columns, settings=("text_column", "label_column"))
         rules.refuse_texts(table, text_column, table.column(text_column))

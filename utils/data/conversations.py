@@ -46,21 +46,21 @@ def load(dataset_id, load_dataset, columns=("conversations",), seed=0):
     No turn may be empty, and no conversation longer than a million characters.
 
     dataset_id says where the data is:
-    * a folder with files train, validation and test, all .csv, all .jsonl or all .parquet. Validation and test may be
+    * a folder with files train, validation and test, all of one kind (`files.KINDS`). Validation and test may be
       missing: they are cut out of train at random, conversations of the same questions into the same part. The same is
       done if all rows of test lack their last answer, as LIMA's do;
-    * a .csv, .jsonl or .parquet file, which is cut likewise;
+    * one such file, which is cut likewise;
     * a name on the hub, such as "HuggingFaceH4/no_robots".
 
-    load_dataset is the function of the `datasets` library, which reads a name on the hub or Parquet; or one with more
-    settings: functools.partial(load_dataset, revision="..."). seed: of the cuts.
+    load_dataset is the function of the `datasets` library, which reads a name on the hub; or one with more settings:
+    functools.partial(load_dataset, revision="..."). seed: of the cuts.
 
     Prints a line for a split that repeats questions of train, and for splits and columns that are not used. Each file
     is read once, and what was checked is what comes back. Raises CourseError for a wrong path and for rows that cannot
     be trained on, with file, row, column and remedy.
     """
     columns = ordered(columns)
-    tables = reading.read(dataset_id, load_dataset, columns)
+    tables = reading.read(dataset_id, load_dataset)
     talks = {table.split: [] for table in tables}
     unanswered = []
     for table in tables:
@@ -87,7 +87,9 @@ def ordered(columns):
     Raises CourseError if they cannot be columns of conversations.
     """
     columns = (columns,) if isinstance(columns, str) else tuple(columns)
-    if not 1 <= len(set(columns)) == len(columns) <= 3 or (len(columns) > 1 and set(columns) & set(TALKS)):
+    stands_twice = len(set(columns)) < len(columns)
+    has_a_talk_beside_others = len(columns) > 1 and set(columns) & set(TALKS)
+    if len(columns) not in (1, 2, 3) or stands_twice or has_a_talk_beside_others:
         remedy = 'write ["messages"], or ["prompt", "completion"], or ["instruction", "input", "output"]'
         raise CourseError(f"columns = {list(columns)} are not columns of conversations; {remedy}.")
     if len(columns) > 1 and set(columns) <= {*QUESTIONS, *ANSWERS, "system"}:

@@ -18,7 +18,7 @@ from utils.data.table import Table
 from utils.errors import CourseError, first_ten
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
-KINDS = {**dict.fromkeys(DELIMITERS), ".jsonl": None, ".ndjson": None, ".json": None, ".parquet": None}
+KINDS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
 COMPRESSIONS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}  # and .zip, which is a folder of files
 LARGEST = 2 * 2**30  # bytes of all text files together: an Arrow column of texts holds no more, and all lie in memory
 OTHER_FORMATS = {  # the first bytes of files that somebody may have named .csv or .jsonl
@@ -65,7 +65,7 @@ def _members(archive):
     return [name for name in names if not name.startswith("__MACOSX/") and not PurePath(name).name.startswith(".")]
 
 
-def read_file(path, split="train", features=()):
+def read_file(path, split="train", features=None):
     """The Table of a .csv, .tsv, .jsonl, .json or .parquet file; those of texts may be compressed.
 
     Rows are numbered by line as an editor shows it, those of a list in a .json file from 1, those of Parquet from 0; a
@@ -195,10 +195,10 @@ def _header(path, names, delimiter):
 
 def _refuse_swallowed_rows(path, names, rows, delimiter):
     """Raises CourseError for a quoted text that holds whole rows: its quote was meant as a character of the text."""
-    values = {}  # of the last column, where a row is one line
+    values = set()  # of the last column, where a row is one line
     for row in rows.values():
         if "\n" not in "".join(row.values()):
-            values[row[names[-1]].strip()] = None
+            values.add(row[names[-1]].strip())
     for line, row in rows.items():
         for place, name in enumerate(names):
             first_line, line_end, _ = row[name].partition("\n")

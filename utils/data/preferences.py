@@ -23,16 +23,16 @@ def load(dataset_id, load_dataset, bad_rows="refuse", n_folds=20, seed=0):
     come back as JSON text in one spelling, so that equal texts are equal cells.
 
     dataset_id says where the data is:
-    * a folder with files train, validation and test, all .csv, all .jsonl or all .parquet; several files of a split
+    * a folder with files train, validation and test, all of one kind (`files.KINDS`); several files of a split
       are joined;
-    * a .csv, .jsonl or .parquet file;
+    * one such file;
     * a name on the hub, such as "lmsys/lmsys-arena-human-preference-55k".
     A test without winners cannot be scored and is left out. A missing validation or test split is one of n_folds folds
     of the training rows. The fold of a row is a checksum of its prompt (`first_spelling`), so each prompt stands on one
     side only. With n_folds=None nothing is split: the splits are those of the files, in the order of their rows.
 
-    load_dataset is the function of the `datasets` library, which reads a name on the hub or Parquet; or one with more
-    settings: functools.partial(load_dataset, revision="..."). seed: of the order of rows in train and in folds.
+    load_dataset is the function of the `datasets` library, which reads a name on the hub; or one with more settings:
+    functools.partial(load_dataset, revision="..."). seed: of the order of rows in train and in folds.
 
     bad_rows: "refuse" stops at the first row that cannot be used; "drop" leaves such rows out, up to 1 % of a split.
     Repeats, rows with the texts of an earlier one, are dropped. Prints what was dropped, how many pairs are equal and
@@ -40,7 +40,7 @@ def load(dataset_id, load_dataset, bad_rows="refuse", n_folds=20, seed=0):
     comes back. Raises CourseError for a wrong path, for bad rows (with file, row, column and remedy), and for an id
     that stands for two comparisons.
     """
-    tables = reading.read(dataset_id, load_dataset, TEXTS)
+    tables = reading.read(dataset_id, load_dataset)
     for table in tables:
         _refuse_other_forms(table)
         rules.check_columns(table, required_columns(table))
@@ -234,10 +234,11 @@ def _without_repeats(frame, split, dropped):
     dropped: how many bad rows were left out already. Raises CourseError for an id that stands for two comparisons.
     """
     winners = [name for name in WINNERS if name in frame]
-    frame = frame.assign(
-        **{name: frame[name].map(_one_spelling) for name in TEXTS},
-        **{name: frame[name].map(_bit) for name in winners},
-    )
+    frame = frame.copy()
+    for name in TEXTS:
+        frame[name] = frame[name].map(_one_spelling)
+    for name in winners:
+        frame[name] = frame[name].map(_bit)
     kept = frame.drop_duplicates(list(TEXTS))
     doubled = sorted(kept["id"][kept["id"].duplicated()].astype(str))
     if doubled:

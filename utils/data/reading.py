@@ -31,13 +31,12 @@ class Source:
     """The `datasets.Features` that README.md of a local folder declares; empty if it declares none."""
 
 
-def read(dataset_id, load_dataset, text_columns):
+def read(dataset_id, load_dataset):
     """The rows of a data set, a list of `Table`: one for each local file, else one for each split.
 
     dataset_id: a folder, a file of one of the kinds in `files.KINDS`, or a name on the hub. load_dataset: the function
-    that reads the hub, called as load_dataset(name). text_columns: not used here; `to_datasets` needs them. Prints
-    which splits and files are left out. Raises CourseError for a wrong path, a file that is broken, a set that cannot
-    be read, or one without 'train'.
+    that reads the hub, called as load_dataset(name). Prints which splits and files are left out. Raises CourseError for
+    a wrong path, a file that is broken, a set that cannot be read, or one without 'train'.
     """
     place = source(dataset_id)
     if not place.files:

@@ -86,15 +86,20 @@ def _multipliers():
 
 
 def _signature(text, words):
-    """MinHash of a text that is compared already: N_HASHES integers; None if it is too short. words: {word: hash}."""
+    """MinHash of a text as `as_compared` gives it: N_HASHES integers; None if the text is too short.
+
+    words: {word: its hash} of all texts so far, to which those of this text are added.
+    """
     pieces = text.split(maxsplit=LONGEST_LOOK)[:LONGEST_LOOK]
     if len(pieces) < FEWEST_WORDS:
         if len(text) < FEWEST_CHARACTERS:
             return None
         text = text[: 4 * LONGEST_LOOK]
         pieces = [text[start : start + 3] for start in range(len(text) - 2)]
-    hashes = [words.get(piece) or words.setdefault(piece, _hash(piece)) for piece in pieces]
-    single = np.array(hashes, dtype=np.uint64)
+    for piece in pieces:
+        if piece not in words:
+            words[piece] = _hash(piece)
+    single = np.array([words[piece] for piece in pieces], dtype=np.uint64)
     pairs = single[:-1] * np.uint64(0x9E3779B97F4A7C15) + single[1:]  # wraps at 64 bits, as it should
     features = np.unique(np.concatenate([single, pairs]))
     mixed = features * _multipliers()
@@ -102,6 +107,6 @@ def _signature(text, words):
 
 
 def _hash(word):
-    """64 bits that are the same on every machine, never 0."""
+    """64 bits that are the same on every machine."""
     data = word.encode("utf-8", "replace")
     return zlib.crc32(data) << 32 | zlib.crc32(data[::-1], 1) | 1

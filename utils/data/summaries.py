@@ -16,13 +16,13 @@ def load(dataset_id, load_dataset, text_column="text", summary_column="summary",
     there and are kept. A column `facts` holds a list of texts in each row, or nothing; in CSV, JSON text of it.
 
     dataset_id says where the data is:
-    * a folder with files train, validation and test, all .csv, all .jsonl or all .parquet. Validation and test may be
+    * a folder with files train, validation and test, all of one kind (`files.KINDS`). Validation and test may be
       missing: they are cut out of train at random, repeats of a text into the same part;
-    * a .csv, .jsonl or .parquet file, which is cut likewise;
+    * one such file, which is cut likewise;
     * a name on the hub, such as "FiscalNote/billsum".
 
-    load_dataset is the function of the `datasets` library, which reads a name on the hub or Parquet; or one with more
-    settings: functools.partial(load_dataset, name="3.0.0") for "abisee/cnn_dailymail". seed: of the cuts.
+    load_dataset is the function of the `datasets` library, which reads a name on the hub; or one with more settings:
+    functools.partial(load_dataset, name="3.0.0") for "abisee/cnn_dailymail". seed: of the cuts.
 
     In CSV, the words NA, null, None and nan are texts as any other. Prints a line for a split that repeats texts of
     train, for summaries that are longer than their texts, and for splits that are not used. Each file is read once, and
@@ -34,7 +34,7 @@ def load(dataset_id, load_dataset, text_column="text", summary_column="summary",
         raise CourseError(
             f"text_column and summary_column are both {text_column!r}; name a column of its own for each."
         )
-    tables = reading.read(dataset_id, load_dataset, columns)
+    tables = reading.read(dataset_id, load_dataset)
     for table in tables:
         check(table, text_column, summary_column)
         check_facts(table)
