@@ -39,6 +39,10 @@ ROOT = Path(__file__).resolve().parents[1]
 WATCHER = Path(__file__).with_name("kernel_watcher.py")
 RESULTS = ("metric", "baseline", "before", "after", "n_eval")  # keys of results.json that the table shows
 FIXED = {"PYTHONHASHSEED": "0", "TOKENIZERS_PARALLELISM": "false", "MPLBACKEND": "inline"}  # for the kernel
+STARTUP_TIMEOUT = 120  # seconds that a new kernel may take until it answers
+STARTS = (
+    3  # times that a kernel is started which does not answer: its ports, once chosen, may be taken by another process
+)
 SAVE_EVERY = 30  # seconds between two saves of the notebook while a cell prints
 NEARLY_FULL = 64 * 2**20  # bytes free on a disk that are worth a word
 
@@ -181,7 +185,7 @@ class LessonClient(NotebookClient):
 
     def __init__(self, notebook, partial, timeouts):
         # an output that the kernel has announced is waited for, also on a busy machine
-        waits = {"raise_on_iopub_timeout": True, "iopub_timeout": 60}
+        waits = {"raise_on_iopub_timeout": True, "iopub_timeout": 60, "startup_timeout": STARTUP_TIMEOUT}
         super().__init__(notebook, kernel_name="python3", force_raise_errors=True, **waits)
         self.extra_arguments = ["--IPKernelApp.ignore_cwd=True"]  # it is in PYTHONPATH, behind the course
         self.partial = partial
@@ -293,11 +297,16 @@ def running_kernel(client, profile, log):
 
     What the kernel itself writes to its standard streams, such as the last words of a library in C, goes to the log.
     """
-    with (
-        log.open("ab") as file,
-        watcher() as watch,
-        client.setup_kernel(env=kernel_environment(profile), stdout=file, stderr=file),
-    ):
+    with log.open("ab") as file, watcher() as watch, contextlib.ExitStack() as kernel:
+        options = {"env": kernel_environment(profile), "stdout": file, "stderr": file}
+        for starts_left in reversed(range(STARTS)):
+            try:
+                kernel.enter_context(client.setup_kernel(**options))
+                break
+            except RuntimeError:  # it died or did not answer in time; nbclient has ended it, and no cell has run
+                if not starts_left:
+                    raise
+                logging.getLogger(__name__).exception("The kernel did not start; it is started again:")
         try:
             watch(client.km.provisioner.pid)
             yield

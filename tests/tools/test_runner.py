@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import nbformat
 import psutil
 import pytest
+from ipykernel.kernelspec import get_kernel_dict
 
 from tools import render, run_notebooks
 from tools.run_notebooks import SENTINEL, Timeouts
@@ -227,6 +228,17 @@ def test_another_kernel_under_the_name_python3_is_not_taken(tmp_path, monkeypatc
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
     manager = run_notebooks.LessonClient(nbformat.v4.new_notebook(), None, Timeouts(1, 1)).create_kernel_manager()
     assert manager.kernel_spec.argv[0] == sys.executable
+
+
+@pytest.mark.parametrize(("bad_starts", "outcome"), [(2, "complete"), (3, "failed")])
+def test_a_kernel_that_does_not_start_is_started_again(tmp_path, monkeypatch, capsys, bad_starts, outcome):
+    starts = iter([{"argv": ["false"], "display_name": "x", "language": "python"}] * bad_starts)
+    monkeypatch.setattr(run_notebooks, "get_kernel_dict", lambda: next(starts, None) or get_kernel_dict())
+    Course(tmp_path, END)
+    lesson = run_notebooks.Lesson(tmp_path / "lesson.ipynb", tmp_path / "out" / "tiny" / "lesson", {})
+    args = SimpleNamespace(profile="tiny", timeout=600, cell_timeout=600)
+    assert run_notebooks.run(lesson, args)["verdict"] == outcome
+    assert ("the start of the kernel was running" in capsys.readouterr().err) == (outcome == "failed")
 
 
 def test_a_module_of_the_course_comes_before_one_in_the_current_folder(tmp_path, monkeypatch):
