@@ -43,7 +43,7 @@ class Recorder:
 
     record, which goes to the file: "cells" (number, seconds, and highest bytes on the card of each), "trainings" (what
     TrainingMeter measured of each), "generate_seconds" (spent in `generate` outside of trainings), and from the
-    variables of the notebook: "planned" and "moments" (its plan), "training_peak" (bytes) and "ledger".
+    variables of the notebook: "planned" and "moments" (its plan) and "training_peak" (bytes).
     """
 
     def __init__(self, shell, limit, file):
@@ -102,9 +102,6 @@ class Recorder:
         cost = names.get("cost")
         if hasattr(cost, "seconds"):
             self.record["training_peak"] = cost.peak_bytes
-        ledger = names.get("ledger")
-        if hasattr(ledger, "to_dict"):
-            self.record["ledger"] = ledger.astype(object).where(ledger.notna(), None).to_dict()
 
     def hook_torch(self, torch):
         """Limit what torch allocates, and see the peaks before the lesson resets torch's statistics."""

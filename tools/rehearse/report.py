@@ -71,15 +71,13 @@ def report(args, run, ready, measured):
 
 
 def print_parts(record, planned_before):
-    """Print the memory by component: planned, and measured where the lesson got so far."""
-    planned = record.get("planned", planned_before)
-    ledger = record.get("ledger", {}).get("measured GiB", {})
-    print(f"\n{'memory, GiB':20} {'planned':>9} {'measured':>9}")
-    for part, size in planned.items():
-        gib = ledger.get(part)
-        if size or gib:
-            measured = "" if gib is None else f"{gib:9.2f}"
-            print(f"{part:20} {size / memory.GIB:9.2f} {measured}".rstrip())
+    """Print the memory of the training: planned by component, and the measured peak if the lesson got so far."""
+    print(f"\n{'memory of the training':24} {'GiB':>7}")
+    for part, size in record.get("planned", planned_before).items():
+        if size:
+            print(f"{'planned ' + part:24} {size / memory.GIB:7.2f}")
+    if record.get("training_peak"):
+        print(f"{'measured total':24} {record['training_peak'] / memory.GIB:7.2f}")
 
 
 def report_peaks(measured):
