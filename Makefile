@@ -9,7 +9,7 @@ VENV := .venv
 READY := $(VENV)/.ready
 RUN := $(VENV)/bin/python -m
 # The recipes read these from the environment, so that a value may hold spaces and quotes.
-export NB PROFILE OVERRIDES OUT SEED GPU_MEMORY TORCH_BUILD TORCH_CPU_INDEX
+export NB PROFILE OVERRIDES OUT SEED JOBS GPU_MEMORY TORCH_BUILD TORCH_CPU_INDEX
 LESSONS := --profile="$$PROFILE" $(if $(NB),--nb="$$NB")
 
 .DEFAULT_GOAL := help
@@ -21,7 +21,7 @@ help:
 
 run: $(READY) ## run the lessons headless; NB=02 PROFILE=full OVERRIDES='{"learning_rate": 0}' SEED=1 OUT=dir
 	@$(RUN) tools.run_notebooks $(LESSONS) $(if $(OVERRIDES),--overrides="$$OVERRIDES") $(if $(SEED),--seed="$$SEED") \
-	$(if $(OUT),--out="$$OUT")
+	$(if $(OUT),--out="$$OUT") $(if $(JOBS),--jobs="$$JOBS")
 
 test: $(READY) ## lint, then every test, the notebooks included
 	$(RUN) ruff check .

@@ -95,6 +95,23 @@ def run_cells(offline, tmp_path_factory):
     return run
 
 
+@pytest.fixture(scope="session")
+def run_script(offline):
+    """A function that runs a script, or code, in a fresh process that has imported the libraries: sooner.
+
+    Returns an object with returncode, stdout and stderr.
+    """
+    import forked  # as above
+
+    def run(script, *options, cwd):
+        if not isinstance(script, Path):
+            code, script = script, cwd / "script.py"
+            script.write_text(code)
+        return forked.run_script(script, [str(option) for option in options], cwd, offline)
+
+    return run
+
+
 def kill_kernel(runner):
     """Kill the kernel of a runner, as a full memory does."""
     for process in psutil.Process(runner.pid).children(recursive=True):

@@ -28,7 +28,7 @@ from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 from papermill.translators import PythonTranslator
 
-from tools import notebooks
+from tools import notebooks, side_by_side
 from tools.options import json_object, seed
 from tools.tables import aligned_table
 from utils import run_folder
@@ -417,6 +417,8 @@ def command_line():
     parser.add_argument("--out", type=Path, default=ROOT / "outputs", help="a run writes to OUT/PROFILE/NOTEBOOK NAME/")
     parser.add_argument("--timeout", type=float, default=86400, help="seconds a notebook may take")
     parser.add_argument("--cell-timeout", type=float, default=86400, help="seconds a cell may take")
+    parser.add_argument("--jobs", type=int, default=0, help="notebooks at once; 0: of profile tiny one a core, else 1")
+    parser.add_argument("--no-table", action="store_true", help="print no table at the end")
     return parser
 
 
@@ -445,12 +447,32 @@ def take_folders(lessons):
         own_folder(lesson.folder, put_aside=False)
 
 
+def run_one_by_one(lessons, args):
+    """Run lessons until a signal comes; return their rows of the table."""
+    rows = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, on_signal)
+    for lesson in lessons:
+        if not received_signals:
+            rows.append(run(lesson, args))
+    return rows
+
+
+def run_side_by_side(lessons, args, arguments, jobs):
+    """Run lessons, some at once, each in a runner of its own with these arguments; return their rows of the table."""
+    ended, received = side_by_side.run_all(lessons, arguments, jobs, watcher)
+    if received is not None:
+        received_signals.append(received)
+    rows = []
+    for lesson, code, minutes in ended:
+        rows.append(row_of(lesson, args.profile, minutes, "failed" if code else "complete"))
+    return rows
+
+
 def main(arguments=None):
     """Read the command line, run, and return the exit code: 0 only if every lesson ran to its last cell."""
     parser = command_line()
     args = parser.parse_args(arguments)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, on_signal)
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError):  # a test, or a notebook, has put something else there
             stream.reconfigure(errors="backslashreplace")  # a terminal that knows ASCII only stops no run
@@ -461,16 +483,18 @@ def main(arguments=None):
         for path in paths_of(args.nb):
             folder = args.out.expanduser().resolve() / args.profile / path.stem
             lessons.append(lesson_to_run(path, folder, args.profile, parameters_of(args)))
-        take_folders(lessons)
+        jobs = min(args.jobs or side_by_side.default_jobs(args.profile), len(lessons))
+        if jobs <= 1:
+            take_folders(lessons)
     except OSError as error:
         parser.error(f"cannot write to {args.out} ({error}); choose another --out (OUT= with make)")
     except ValueError as error:
         parser.error(str(error))
-    rows = []
-    for lesson in lessons:
-        if not received_signals:
-            rows.append(run(lesson, args))
-    if rows:
+    if jobs > 1:
+        rows = run_side_by_side(lessons, args, sys.argv[1:] if arguments is None else arguments, jobs)
+    else:
+        rows = run_one_by_one(lessons, args)
+    if rows and not args.no_table:
         print(aligned_table(rows))
     if received_signals:
         return 128 + received_signals[0]

@@ -15,10 +15,9 @@ from pathlib import Path
 import psutil
 from filelock import SoftFileLease, Timeout
 
-from utils import run_folder, versions
+from utils import run_folder, startup, versions
 from utils.errors import CourseError
 from utils.paths import ROOT
-from utils.startup import chosen_gpu
 
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # at its import: lacks an optional kernel
 
@@ -55,6 +54,18 @@ def choose_dtype(wish, device_map="auto"):
         capabilities = torch.cpu.get_capabilities()
         has_units = any(capabilities.get(name) for name in ("amx_bf16", "avx512_bf16", "bf16"))
     return "bfloat16" if has_units else "float32"
+
+
+def choose_threads(model_id):
+    """Gives torch all cores for a model that is not one of the course's tiny ones, unless OMP_NUM_THREADS is the
+    reader's own: see utils/startup.py.
+    """
+    import torch
+
+    tiny = model_id is None or (ROOT / "data" / "models") in (ROOT / model_id).resolve().parents
+    if startup.OUR_THREADS in os.environ and not tiny:
+        allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        torch.set_num_threads(min(allowed, psutil.cpu_count(logical=False) or allowed))
 
 
 def facts():
@@ -100,7 +111,7 @@ def report():
 
     environment = facts()
     parts = [environment["device"]]
-    choice = chosen_gpu(os.environ, torch.cuda.device_count())
+    choice = startup.chosen_gpu(os.environ, torch.cuda.device_count())
     if choice:
         parts.append(choice)
     for name in ("torch", "transformers", "datasets"):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 GPUS = "CUDA_VISIBLE_DEVICES"  # CUDA reads it once, when it starts
 ALL_GPUS = "COURSE_ALL_GPUS"  # what GPUS named before this module chose the first of them
+OUR_THREADS = "COURSE_THREADS"  # set if this module decided on the number of threads, not the reader
 LAUNCHER = ("WORLD_SIZE", "RANK", "LOCAL_RANK")  # torchrun and accelerate set these for each of their processes
 
 
@@ -50,9 +51,11 @@ def count_gpus():
 
 def prepare():
     """Sets the number of threads and the GPU of this process, unless somebody has set them before."""
-    # A fixed number of threads: sums are the same on any number of cores. Threads that wait for each other give way
-    # soon: else a busy machine stalls (a step took 30 times as long, on two cores).
-    os.environ.setdefault("OMP_NUM_THREADS", "2")
+    # One thread: for the tiny models more are not faster, and sums are the same on any number of cores. A lesson with
+    # a model of real size takes all cores (session.choose_threads). Threads that wait for each other give way soon:
+    # else a busy machine stalls (a step took 30 times as long, on two cores).
+    if "OMP_NUM_THREADS" not in os.environ:
+        os.environ.update({"OMP_NUM_THREADS": "1", OUR_THREADS: "1"})
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():

@@ -150,25 +150,24 @@ def test_bert_is_trained_as_its_paper_recommends(profile):
     assert space["run"].learning_rate in (2e-5, 3e-5, 5e-5)
 
 
-def run_recipe(folder, environment, *options):
+def run_recipe(run_script, folder, *options):
     """The accuracy on the test split that the recipe prints."""
-    command = [sys.executable, str(RECIPE), "--output", str(folder / "outputs"), *options]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    done = run_script(RECIPE, "--output", folder / "outputs", *options, cwd=folder)
     assert done.returncode == 0, done.stderr
     return float(re.search(r"'test_accuracy': '?([0-9.]+)", done.stdout)[1]), done.stdout
 
 
-def test_the_recipe_reaches_the_score_of_the_lesson(lesson, offline, tmp_path):
+def test_the_recipe_reaches_the_score_of_the_lesson(lesson, run_script, tmp_path):
     """Within 0.06: it begins at another point of the random numbers, and two seeds can differ by so much."""
-    accuracy, text = run_recipe(tmp_path, offline)
+    accuracy, text = run_recipe(run_script, tmp_path)
     assert accuracy == pytest.approx(lesson.results["after"], abs=0.06)
     assert accuracy >= lesson.results["baseline"] + MARGIN
     assert "driver_window_down" in text.splitlines()[-1], "it predicts a class by its name"
     assert (tmp_path / "outputs/model/model.safetensors").exists()
 
 
-def test_the_recipe_without_learning_does_not(offline, tmp_path):
-    accuracy, _ = run_recipe(tmp_path, offline, "--learning-rate", "0", "--epochs", "0.1")
+def test_the_recipe_without_learning_does_not(run_script, tmp_path):
+    accuracy, _ = run_recipe(run_script, tmp_path, "--learning-rate", "0", "--epochs", "0.1")
     assert accuracy <= 1 / 5 + 0.10
 
 
@@ -216,7 +215,7 @@ def test_every_cell_ran_and_few_lines_are_noise(lesson):
     assert "classifier.weight" in errors[0]
 
 
-def test_the_saved_model_answers_the_same_in_a_fresh_process(lesson, offline, tmp_path):
+def test_the_saved_model_answers_the_same_in_a_fresh_process(lesson, run_script, tmp_path):
     code = f"""
 import numpy as np, torch
 from datasets import load_dataset
@@ -229,7 +228,7 @@ with torch.no_grad():
     logits = model(**tokenizer(texts, padding=True, return_tensors="pt")).logits.numpy()
 np.save("logits.npy", logits)
 """
-    done = subprocess.run([sys.executable, "-c", code], env=offline, cwd=tmp_path, capture_output=True, text=True)
+    done = run_script(code, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     expected = np.load(lesson.folder / "test_logits.npy")
     np.testing.assert_allclose(np.load(tmp_path / "logits.npy"), expected, atol=1e-4)

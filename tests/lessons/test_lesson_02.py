@@ -3,8 +3,6 @@
 import csv
 import json
 import re
-import subprocess
-import sys
 
 import bitsandbytes as bnb
 import nbformat
@@ -166,25 +164,24 @@ def test_another_encoder_is_one_id(run_cells, tmp_path, family):
     assert done.results["trainable_parameters"] > 0
 
 
-def recipe_accuracy(offline, folder, *options):
+def recipe_accuracy(run_script, folder, *options):
     """The test accuracy that the recipe prints, and all that it printed."""
-    command = [sys.executable, str(RECIPE), "--output", str(folder), *options]
-    done = subprocess.run(command, env=offline, cwd=folder, capture_output=True, text=True)
+    done = run_script(RECIPE, "--output", folder, *options, cwd=folder)
     assert done.returncode == 0, done.stderr
     return float(re.search(r"'test_accuracy': ([\d.e-]+)", done.stdout).group(1)), done.stdout
 
 
-def test_the_recipe_reaches_the_score_of_the_lesson(qlora, offline, tmp_path):
+def test_the_recipe_reaches_the_score_of_the_lesson(qlora, run_script, tmp_path):
     """Within 0.06: it draws other batches and keeps another checkpoint; seeds of one method differ by as much."""
-    accuracy, printed = recipe_accuracy(offline, tmp_path)
+    accuracy, printed = recipe_accuracy(run_script, tmp_path)
     assert abs(accuracy - qlora.results["after"]) <= 0.06
     assert accuracy > qlora.results["baseline"]
     assert printed.splitlines()[-1].split()[0] in {"driver_window_down", "passenger_window_down", "ac_on", "other"}
     assert (tmp_path / "adapter_model.safetensors").stat().st_size < 2**20
 
 
-def test_the_recipe_does_not_learn_at_rate_0(qlora, offline, tmp_path):
-    accuracy, _ = recipe_accuracy(offline, tmp_path, "--learning-rate", "0", "--epochs", "0.2")
+def test_the_recipe_does_not_learn_at_rate_0(qlora, run_script, tmp_path):
+    accuracy, _ = recipe_accuracy(run_script, tmp_path, "--learning-rate", "0", "--epochs", "0.2")
     assert accuracy < qlora.results["baseline"]
 
 
@@ -215,7 +212,7 @@ def test_the_notebook_shows_what_it_says(qlora):
         assert (qlora.folder / name).stat().st_size > 1000, name
 
 
-def test_the_adapter_answers_the_same_in_a_fresh_process(qlora, offline, tmp_path):
+def test_the_adapter_answers_the_same_in_a_fresh_process(qlora, run_script, tmp_path):
     code = f"""
 import numpy as np, torch
 from datasets import load_dataset
@@ -236,7 +233,7 @@ batch = AutoTokenizer.from_pretrained(folder)(texts, padding=True, return_tensor
 with torch.no_grad():
     np.save("logits.npy", model(**batch).logits.numpy())
 """
-    done = subprocess.run([sys.executable, "-c", code], env=offline, cwd=tmp_path, capture_output=True, text=True)
+    done = run_script(code, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     expected, found = np.load(qlora.folder / "test_logits.npy"), np.load(tmp_path / "logits.npy")
     np.testing.assert_allclose(found, expected, atol=1e-4)

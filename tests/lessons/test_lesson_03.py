@@ -4,8 +4,6 @@ import csv
 import functools
 import json
 import re
-import subprocess
-import sys
 
 import nbformat
 import numpy as np
@@ -138,7 +136,7 @@ def test_validation_summaries_are_not_cut_at_20_tokens(summaries):
     assert 20 < longest[-1] < 48, longest
 
 
-def test_the_adapter_summarizes_the_same_in_a_fresh_process(summaries, offline, tmp_path):
+def test_the_adapter_summarizes_the_same_in_a_fresh_process(summaries, run_script, tmp_path):
     code = f"""
 import torch
 from datasets import load_dataset
@@ -161,7 +159,7 @@ with torch.no_grad():
     said = tokenizer.decode(model.generate(**batch, max_new_tokens=48, do_sample=False), skip_special_tokens=True)
 open("said.txt", "w").write("\\n".join(said) + "\\n")
 """
-    done = subprocess.run([sys.executable, "-c", code], env=offline, cwd=tmp_path, capture_output=True, text=True)
+    done = run_script(code, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     said = (tmp_path / "said.txt").read_text()
     assert said == (summaries.folder / "test_summaries.txt").read_text()
@@ -201,12 +199,11 @@ def test_another_model_is_one_id(run_cells, tmp_path, name):
     assert ("4 bits, wo too" in done.results["metrics"]["weights"]) == is_t5
 
 
-def test_the_recipe_reaches_the_score_of_the_lesson(summaries, offline, tmp_path):
+def test_the_recipe_reaches_the_score_of_the_lesson(summaries, run_script, tmp_path):
     """It keeps the last step instead of the best one, and shuffles in its own order: a hundredth or two of ROUGE-L."""
 
     def rouge_of(*options):
-        command = [sys.executable, str(RECIPE), "--output", str(tmp_path / "out"), *options]
-        done = subprocess.run(command, env=offline, cwd=tmp_path, capture_output=True, text=True)
+        done = run_script(RECIPE, "--output", tmp_path / "out", *options, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         return float(re.search(r"'test_rougeL': '?([\d.]+)", done.stdout).group(1))
 

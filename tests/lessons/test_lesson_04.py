@@ -3,8 +3,6 @@
 import csv
 import json
 import re
-import subprocess
-import sys
 
 import nbformat
 import numpy as np
@@ -276,7 +274,7 @@ def test_merging_into_the_dequantized_base_is_the_faithful_way(sft):
         assert moved[other] > 100 * moved["merged into the base that it was trained beside"], "the control"
 
 
-def test_a_fresh_process_says_the_same_with_the_merged_model_and_with_the_adapter(sft, offline, tmp_path):
+def test_a_fresh_process_says_the_same_with_the_merged_model_and_with_the_adapter(sft, run_script, tmp_path):
     code = f"""
 import json, torch
 from datasets import load_dataset
@@ -300,7 +298,7 @@ for model in models:
     said.append([tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in output])
 json.dump(said, open("said.json", "w"))
 """
-    done = subprocess.run([sys.executable, "-c", code], env=offline, cwd=tmp_path, capture_output=True, text=True)
+    done = run_script(code, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     expected = (sft.folder / "merged_answers.txt").read_text("utf-8").split("\n")
     merged, adapter = json.loads((tmp_path / "said.json").read_text())
@@ -391,28 +389,27 @@ def test_a_gated_data_set_says_which_page_to_open():
 # ---- the recipe and the solutions
 
 
-def recipe(offline, folder, *options):
+def recipe(run_script, folder, *options):
     """The printed scores of the recipe, {group: exact match}."""
-    command = [sys.executable, str(ROOT / "recipes" / "04_sft_lora.py"), "--output", str(folder), *options]
-    done = subprocess.run(command, env=offline, cwd=folder, capture_output=True, text=True)
+    done = run_script(ROOT / "recipes" / "04_sft_lora.py", "--output", folder, *options, cwd=folder)
     assert done.returncode == 0, done.stderr
     return {group: float(score) for group, score in re.findall(r"exact match, (\w+): ([\d.]+)", done.stdout)}
 
 
-def test_the_recipe_reaches_the_score_of_the_lesson(sft, offline, tmp_path):
+def test_the_recipe_reaches_the_score_of_the_lesson(sft, run_script, tmp_path):
     """Within 0.08: the batches come in another order, which moves the score by up to 0.05 here (n = 144)."""
-    scores = recipe(offline, tmp_path)
+    scores = recipe(run_script, tmp_path)
     assert scores["never_asked"] >= sft.results["after"] - 0.08
     for name in ("adapter/adapter_model.safetensors", "merged/model.safetensors"):
         assert (tmp_path / name).stat().st_size > 1000
 
 
-def test_the_recipe_merges_gpt2_the_right_way_round(offline, tmp_path, rows):
+def test_the_recipe_merges_gpt2_the_right_way_round(run_script, tmp_path, rows):
     """GPT-2 keeps its weights turned: a square one that was saved the wrong way round would load without an error."""
     texts = [message["content"] for row in rows for message in row["messages"]]
     folder = random_models.decoder("gpt2", tmp_path / "gpt2", texts)
     (tmp_path / "out").mkdir()
-    recipe(offline, tmp_path / "out", "--model", folder, "--epochs", "0.05")
+    recipe(run_script, tmp_path / "out", "--model", folder, "--epochs", "0.05")
     nf4 = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -432,8 +429,8 @@ def test_the_recipe_merges_gpt2_the_right_way_round(offline, tmp_path, rows):
         assert (turned(input_ids=ids).logits - expected).abs().max() > 1e-3, "the control: turned, they are others"
 
 
-def test_the_recipe_without_learning_stays_at_nothing(offline, tmp_path):
-    scores = recipe(offline, tmp_path, "--learning_rate", "0", "--epochs", "0.05")
+def test_the_recipe_without_learning_stays_at_nothing(run_script, tmp_path):
+    scores = recipe(run_script, tmp_path, "--learning_rate", "0", "--epochs", "0.05")
     assert scores["never_asked"] <= 0.05
 
 

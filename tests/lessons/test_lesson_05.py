@@ -7,8 +7,6 @@ import itertools
 import json
 import math
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pandas as pd
@@ -321,26 +319,25 @@ def test_a_checkpoint_that_is_in_4_bits_already_gets_a_plain_head(run_cells, tab
 # ------------------------------------------------------------------------------------------------ the recipe
 
 
-def run_recipe(offline, folder, *options):
+def run_recipe(run_script, folder, *options):
     """The scores that the recipe prints, run as a reader does."""
-    command = [sys.executable, str(RECIPE), "--output", str(folder), *options]
-    done = subprocess.run(command, env=offline, cwd=folder, capture_output=True, text=True)
+    done = run_script(RECIPE, "--output", folder, *options, cwd=folder)
     assert done.returncode == 0, done.stderr
     line = next(line for line in done.stdout.splitlines() if line.startswith('{"log_loss"'))
     assert "A, B, tie:" in done.stdout
     return json.loads(line)
 
 
-def test_the_recipe_reaches_the_lesson(judge, offline, tmp_path):
-    scores = run_recipe(offline, tmp_path)
+def test_the_recipe_reaches_the_lesson(judge, run_script, tmp_path):
+    scores = run_recipe(run_script, tmp_path)
     lesson = judge.results["metrics"]["scores"]["... asked in both orders"]
     assert abs(scores["log_loss"] - lesson["log loss"]) <= RECIPE_NOISE, scores
     assert scores["n"] == judge.results["n_eval"]
     assert (tmp_path / "adapter" / "adapter_model.safetensors").exists()
 
 
-def test_the_recipe_without_learning_does_not(judge, offline, tmp_path):
-    scores = run_recipe(offline, tmp_path, "--learning-rate", "0", "--max-steps", "1")
+def test_the_recipe_without_learning_does_not(judge, run_script, tmp_path):
+    scores = run_recipe(run_script, tmp_path, "--learning-rate", "0", "--max-steps", "1")
     assert scores["log_loss"] > judge.results["after"] + 2 * RECIPE_NOISE
 
 

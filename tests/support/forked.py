@@ -1,12 +1,13 @@
-"""The cells of a notebook in a forked process that has loaded the libraries already, for runs that need no kernel.
+"""The cells of a notebook, or a script, in a forked process that has loaded the libraries already.
 
-A kernel takes 12 seconds to start and to import; the tests run dozens of notebooks. A fork server imports once, without
-running anything, and each run is a process of its own that starts from there.
+To start Python and to import the libraries takes 12 seconds; the tests run dozens of notebooks and scripts. A fork
+server imports once, without running anything, and each run is a process of its own that starts from there.
 """
 
 import json
 import multiprocessing
 import os
+import runpy
 import sys
 import time
 from types import SimpleNamespace
@@ -52,6 +53,33 @@ def run_all(lesson, log):
             shell.push(lesson.parameters)
 
 
+def started(environment, target, *args):
+    """A process that runs a function in this environment."""
+    process = context.Process(target=target, args=args)
+    fixed = {**environment, **run_notebooks.FIXED}
+    with mock.patch.dict(os.environ, fixed, clear=True):  # the fork server starts with the first run
+        process.start()
+    return process
+
+
+def run_as_main(script, options, folder):
+    """Run a script as `python script options` does in a folder; what it prints goes to stdout.txt and stderr.txt."""
+    os.chdir(folder)
+    for number, name in enumerate(["stdout.txt", "stderr.txt"], start=1):
+        with open(name, "wb") as file:
+            os.dup2(file.fileno(), number)
+    sys.argv = [str(script), *options]
+    runpy.run_path(str(script), run_name="__main__")
+
+
+def run_script(script, options, folder, environment):
+    """Exit code, standard output and standard error of a script that runs in a folder."""
+    process = started(environment, run_as_main, script, options, folder)
+    process.join()
+    stdout, stderr = ((folder / name).read_text() for name in ("stdout.txt", "stderr.txt"))
+    return SimpleNamespace(returncode=process.exitcode, stdout=stdout, stderr=stderr)
+
+
 def run(path, out, environment, parameters, kill_when=None):
     """Exit code, output, folder and results of the notebook at a path, tiny, with these parameters.
 
@@ -60,10 +88,7 @@ def run(path, out, environment, parameters, kill_when=None):
     lesson = run_notebooks.lesson_to_run(path, out / "tiny" / path.stem, "tiny", parameters)
     lesson.folder.mkdir(parents=True, exist_ok=True)
     log = lesson.folder / "output.log"
-    process = context.Process(target=run_all, args=(lesson, log))
-    fixed = {**environment, **run_notebooks.FIXED}
-    with mock.patch.dict(os.environ, fixed, clear=True):  # the fork server starts with the first run
-        process.start()
+    process = started(environment, run_all, lesson, log)
     while kill_when is not None and process.is_alive():
         if (lesson.folder / kill_when).exists():
             process.kill()

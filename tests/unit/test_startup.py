@@ -68,7 +68,7 @@ def test_the_choice_is_said(environment, seen, words):
 
 
 def clean_environment(**changes):
-    names = (*startup.LAUNCHER, startup.GPUS, startup.ALL_GPUS, "OMP_NUM_THREADS")
+    names = (*startup.LAUNCHER, startup.GPUS, startup.ALL_GPUS, startup.OUR_THREADS, "OMP_NUM_THREADS")
     kept = {name: value for name, value in os.environ.items() if name not in names}
     return kept | {"PYTHONPATH": str(ROOT)} | changes
 
@@ -84,11 +84,11 @@ def visible_after(code, environment):
 def test_importing_any_part_of_the_course_decides_it():
     environment = clean_environment(CUDA_VISIBLE_DEVICES="2,3")
     assert visible_after("pass", environment) == "2,3 None"
-    assert visible_after("import utils.profiles", environment) == "2 2"
-    assert visible_after("from utils.paths import ROOT", environment | {"LOCAL_RANK": "0"}) == "2,3 2"
+    assert visible_after("import utils.profiles", environment) == "2 1"
+    assert visible_after("from utils.paths import ROOT", environment | {"LOCAL_RANK": "0"}) == "2,3 1"
     started = "import types, sys; cuda = types.SimpleNamespace(is_initialized=lambda: True)"
     started += "; sys.modules['torch'] = types.SimpleNamespace(cuda=cuda); import utils.profiles"
-    assert visible_after(started, environment) == "2,3 2", "it cannot be changed any more"
+    assert visible_after(started, environment) == "2,3 1", "it cannot be changed any more"
 
 
 @pytest.mark.skipif(startup.Path("/proc/driver/nvidia/gpus").is_dir(), reason="this machine has a driver that says it")
@@ -101,9 +101,9 @@ def test_gpus_are_counted_without_torch(tmp_path):
     )
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
     environment = clean_environment(PATH=f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-    assert visible_after("import sys, utils; assert 'torch' not in sys.modules", environment) == "0 2"
+    assert visible_after("import sys, utils; assert 'torch' not in sys.modules", environment) == "0 1"
     program.write_text("#!/bin/sh\necho 'NVIDIA-SMI has failed'\nexit 9\n")
-    assert visible_after("import utils", environment) == "None 2"
+    assert visible_after("import utils", environment) == "None 1"
 
 
 @pytest.mark.parametrize("path", notebooks(), ids=lambda path: str(path.relative_to(ROOT / "notebooks")))
@@ -120,3 +120,22 @@ def test_every_notebook_imports_the_course_before_torch(path):
                 imported.append(node.module.split(".")[0])
     assert "utils" in imported
     assert HEAVY.isdisjoint(imported[: imported.index("utils")])
+
+
+@pytest.mark.parametrize(
+    ("model_id", "own", "threads"),
+    [
+        ("data/models/tiny-opt", False, 1),
+        (str(ROOT / "data" / "models" / "tiny-opt"), False, 1),
+        ("facebook/opt-1.3b", False, 7),
+        ("facebook/opt-1.3b", True, 1),
+    ],
+)
+def test_a_model_of_real_size_gets_all_cores_unless_the_reader_has_decided(model_id, own, threads):
+    """Seen from a process of its own, as torch keeps the number."""
+    code = "import os; os.sched_getaffinity = lambda pid: range(7); import psutil; psutil.cpu_count = lambda logical: 8"
+    code += f"; from utils import session; import torch; session.choose_threads({model_id!r})"
+    code += "; print(torch.get_num_threads())"
+    environment = clean_environment(**({"OMP_NUM_THREADS": "1"} if own else {}))
+    done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == f"{threads}\n", done.stderr

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from tools import notebooks
-from utils import memory, session, speed
+from utils import memory, session
 from utils.errors import CourseError
 from utils.paths import ROOT
 
@@ -115,7 +115,9 @@ def plan_of(path, run, rows):
     run: the settings of its profile. rows: a dict with "longest" and "target", in tokens, and "classes", the number of
     labels. What a lesson reads off its model and its data before it plans is put in here.
     """
-    import torch
+    import torch  # here, as it takes seconds to import: the process that waits for this one needs none of it
+
+    from utils import speed
 
     batch = run.per_device_train_batch_size
     longest_batch = {
