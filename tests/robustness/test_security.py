@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import mini_hub
 import pytest
+import random_models
 import torch
 from conftest import ROOT, refusal
 from peft import LoraConfig, get_peft_model
@@ -103,6 +104,20 @@ def test_weights_that_are_cut_are_refused(model):
     weights = (model / "model.safetensors").read_bytes()
     (model / "model.safetensors").write_bytes(weights[: len(weights) // 2])
     assert "model.safetensors: it is cut or damaged" in refusal(model_files.check_model, str(model))
+
+
+@pytest.mark.parametrize("other", ["tiny-opt", "tiny-t5", "tiny-gemma-2"])
+def test_weights_of_another_architecture_are_refused(model, other):
+    """They would load without an error, and leave the model with random weights."""
+    shutil.copy(MODELS / other / "model.safetensors", model)
+    message = refusal(model_files.check_model, str(model))
+    assert "a bert, whose weights have other names than those in the folder (0 of 55 are there)" in message
+
+
+@pytest.mark.parametrize("family", ["qwen3", "gpt2", "gemma3_text"])
+def test_weights_of_other_decoders_are_accepted(family, tmp_path):
+    folder = random_models.decoder(family, tmp_path / family, ["a few words", "of a text"])
+    model_files.check_model(str(folder))
 
 
 @pytest.mark.parametrize(

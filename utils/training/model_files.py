@@ -6,9 +6,10 @@ import re
 from importlib.metadata import version
 from pathlib import Path
 
+import torch
 from huggingface_hub import is_offline_mode, try_to_load_from_cache
 from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
-from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedConfig
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, has_file
 
 from utils.errors import CourseError
@@ -28,9 +29,10 @@ def check_model(model_id, converted=False, max_length=None):
     """Checks a model, a folder or a hub id, before its weights are loaded.
 
     Raises CourseError if it is neither here nor in the cache while the hub cannot be asked; if a file of a folder is
-    missing, cut or a pointer; if its weights are not safetensors; if a file in the cache is damaged; if it brings code
-    of its own; if its tokenizer has no words, or ids beyond the model's embeddings; or if max_length is more than it
-    has positions. Says so if the hub has another revision than the course was written for.
+    missing, cut or a pointer; if its weights are of another architecture than its configuration, or not safetensors; if
+    a file in the cache is damaged; if it brings code of its own; if its tokenizer has no words, or ids beyond the
+    model's embeddings; or if max_length is more than it has positions. Says so if the hub has another revision than the
+    course was written for.
     converted: where the hub has a pickle only, the copy that its bot converted will do. The caller then loads with
     use_safetensors=True, which takes that copy, and never opens the pickle.
     """
@@ -49,7 +51,9 @@ def check_model(model_id, converted=False, max_length=None):
         raise
     except Exception as error:  # the libraries raise errors of many kinds here, also of their own parsers
         raise CourseError(f"{model_id}: {in_words(model_id, is_folder, error)}.") from None
-    if not is_folder:
+    if is_folder:
+        check_architecture(model_id, config)
+    else:
         check_cache(model_id)
     check_vocabulary(model_id, config, tokenizer)
     if max_length is not None:
@@ -104,6 +108,31 @@ def check_code(model_id):
 def has_safe_weights(model_id):
     """Whether the main branch of a model on the hub has weights in the safetensors format, in one file or several."""
     return has_file(model_id, SAFE_WEIGHTS_NAME) or has_file(model_id, SAFE_WEIGHTS_INDEX_NAME)
+
+
+def check_architecture(model_id, config):
+    """Raises CourseError if a folder's weights are of another architecture than its configuration.
+
+    Such a model would load without an error, with random weights in place of all that the files do not name.
+    """
+    with torch.device("meta"):  # names and shapes only
+        try:
+            expected = [ending(name) for name in AutoModel.from_config(config).state_dict()]
+        except ValueError:
+            return  # a kind of model that AutoModel does not build
+    stored = {ending(name) for name in model_folders.names_of_weights(Path(model_id))}
+    found = sum(name in stored for name in expected)
+    if found < len(expected) / 2:
+        problem = (
+            f"config.json describes a {config.model_type}, whose weights have other names than those in the folder"
+        )
+        remedy = "put the config.json there that belongs to the weights"
+        raise CourseError(f"{model_id}: {problem} ({found} of {len(expected)} are there); {remedy}.")
+
+
+def ending(name):
+    """The end of the name of a weight; its beginning differs between a bare model, one with a head, and releases."""
+    return ".".join(name.split(".")[-3:])
 
 
 def check_vocabulary(model_id, config, tokenizer):

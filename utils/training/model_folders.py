@@ -3,8 +3,10 @@
 import json
 from pathlib import Path
 
+from safetensors import safe_open
+
 from utils.errors import CourseError, alike, first_ten
-from utils.training.weight_files import SAFE_NAMES, is_whole_safetensors, refuse_pickles
+from utils.training.weight_files import is_whole_safetensors, refuse_pickles
 
 CONFIG = "config.json"
 ADAPTER = "adapter_config.json"
@@ -81,28 +83,41 @@ def _gguf(names):
 def _check_weights(folder):
     """Raises CourseError unless all files of weights that are looked for are there and whole."""
     refuse_pickles(folder)
-    names = _names(folder, Path.is_file)
-    weights = sorted(SAFE_NAMES.intersection(names))
-    if "model.safetensors" in weights:
-        weights = ["model.safetensors"]
-    elif "model.safetensors.index.json" in weights:
-        weights = _shards(folder / "model.safetensors.index.json")
-    else:
-        ggufs = [name for name in names if name.endswith(".gguf")]
-        others = [name for name in names if name.endswith((".safetensors", ".onnx", ".msgpack"))]
-        if ggufs:
-            raise CourseError(f"{folder}: {_gguf(first_ten(ggufs))}.")
-        there = f" (only {first_ten(others)})" if others else ""
-        raise CourseError(f"{folder}: it has no model.safetensors{there}; set model_id to {WHOLE}.")
-    missing = [name for name in weights if not (folder / name).is_file()]
+    files = _files_of_weights(folder)
+    missing = [file.name for file in files if not file.is_file()]
     if missing:
         remedy = "fetch the model again, with all of its files"
         raise CourseError(f"{folder}: {first_ten(missing)} is missing, which its index names; {remedy}.")
-    for name in weights:
-        _refuse_pointer(folder / name)
-        if not is_whole_safetensors(folder / name):
-            size = (folder / name).stat().st_size
-            raise CourseError(f"{folder / name}: it is cut or damaged ({size:,} bytes are there); fetch it again.")
+    for file in files:
+        _refuse_pointer(file)
+        if not is_whole_safetensors(file):
+            raise CourseError(
+                f"{file}: it is cut or damaged ({file.stat().st_size:,} bytes are there); fetch it again."
+            )
+
+
+def _files_of_weights(folder):
+    """The paths of the files that from_pretrained looks for; raises CourseError if it would find none."""
+    names = _names(folder, Path.is_file)
+    if "model.safetensors" in names:
+        return [folder / "model.safetensors"]
+    if "model.safetensors.index.json" in names:
+        return [folder / name for name in _shards(folder / "model.safetensors.index.json")]
+    ggufs = [name for name in names if name.endswith(".gguf")]
+    others = [name for name in names if name.endswith((".safetensors", ".onnx", ".msgpack"))]
+    if ggufs:
+        raise CourseError(f"{folder}: {_gguf(first_ten(ggufs))}.")
+    there = f" (only {first_ten(others)})" if others else ""
+    raise CourseError(f"{folder}: it has no model.safetensors{there}; set model_id to {WHOLE}.")
+
+
+def names_of_weights(folder):
+    """The names of all weights in a folder that `check_folder` has passed."""
+    names = []
+    for file in _files_of_weights(folder):
+        with safe_open(file, framework="pt") as weights:
+            names += weights.keys()
+    return names
 
 
 def _shards(index):
