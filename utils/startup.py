@@ -1,4 +1,4 @@
-"""What has to be decided before torch is imported: the number of threads, and one GPU for one process.
+"""What has to be decided before torch is imported: the number of threads, one GPU for one process, a home folder.
 
 `import utils` does it, whatever part is imported first. Only the standard library is used here.
 """
@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 GPUS = "CUDA_VISIBLE_DEVICES"  # CUDA reads it once, when it starts
@@ -49,8 +50,30 @@ def count_gpus():
     return sum(line.startswith("GPU ") for line in listed.splitlines())
 
 
+def name_user():
+    """Names the user and a home folder where the system has neither, as in a container that runs under any number.
+
+    torch, Jupyter and the caches of the hub ask for both, and stop if they get no answer.
+    """
+    if not hasattr(os, "getuid"):
+        return  # Windows
+    number = os.getuid()
+    if not any(os.environ.get(name) for name in ("LOGNAME", "USER", "LNAME", "USERNAME")):
+        os.environ["USER"] = f"user{number}"
+    home = Path(os.path.expanduser("~"))  # Path.home() raises an error if there is none
+    if home.is_dir() and os.access(home, os.W_OK):
+        return
+    substitute = Path(tempfile.gettempdir()) / f"home-of-{number}"
+    substitute.mkdir(mode=0o700, exist_ok=True)
+    if substitute.stat().st_uid != number:  # somebody else was quicker; what is read there could be theirs
+        substitute = Path(tempfile.mkdtemp())
+    os.environ["HOME"] = str(substitute)
+    print(f"{home}: no home folder that can be written, so caches go to {substitute}; set HOME.", file=sys.stderr)
+
+
 def prepare():
-    """Sets the number of threads and the GPU of this process, unless somebody has set them before."""
+    """Sets the number of threads, the GPU and the home folder of this process, unless somebody has set them before."""
+    name_user()
     # One thread: for the tiny models more are not faster, and sums are the same on any number of cores. A lesson with
     # a model of real size takes all cores (session.choose_threads). Threads that wait for each other give way soon:
     # else a busy machine stalls (a step took 30 times as long, on two cores).

@@ -139,3 +139,24 @@ def test_a_model_of_real_size_gets_all_cores_unless_the_reader_has_decided(model
     environment = clean_environment(**({"OMP_NUM_THREADS": "1"} if own else {}))
     done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=ROOT, capture_output=True, text=True)
     assert done.stdout == f"{threads}\n", done.stderr
+
+
+def run_as_unknown(code, **environment):
+    """Output and errors of Python code of a user for whom the system has no name and no home."""
+    unknown = "import os, pwd\ndef nobody(number): raise KeyError(number)\npwd.getpwuid = nobody\n"
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), **environment}
+    command = [sys.executable, "-c", unknown + code]
+    done = subprocess.run(command, env=environment, cwd="/", capture_output=True, text=True)
+    return done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("home", [{}, {"HOME": "/nonexistent"}])
+def test_a_user_whom_the_system_does_not_know_gets_a_name_and_a_home(home, tmp_path):
+    asks = "import getpass, pathlib; print(getpass.getuser(), pathlib.Path.home())"
+    assert "KeyError" in run_as_unknown(asks, **home)[1], "the control: without the course it stops"
+    number = os.getuid()
+    out, err = run_as_unknown(f"import utils; {asks}", TMPDIR=str(tmp_path), **home)
+    assert out == f"user{number} {tmp_path}/home-of-{number}\n", err
+    assert f"caches go to {tmp_path}/home-of-{number}; set HOME." in err
+    assert (tmp_path / f"home-of-{number}").stat().st_mode & 0o777 == 0o700
+    assert run_as_unknown(f"import utils; {asks}", HOME=str(tmp_path))[0] == f"user{number} {tmp_path}\n"
