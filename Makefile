@@ -13,7 +13,8 @@ export NB PROFILE OVERRIDES OUT SEED JOBS GPU_MEMORY TORCH_BUILD TORCH_CPU_INDEX
 LESSONS := --profile="$$PROFILE" $(if $(NB),--nb="$$NB")
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slow lab render rehearse bench bench-table newest assets lock hashes clean
+export REAL_ENCODER REAL_SEQ2SEQ REAL_DECODER REAL_JUDGE
+.PHONY: help run test test-slow lab render rehearse bench bench-table real receipt newest assets lock hashes clean
 
 help:
 	@echo 'Usage: make TARGET [NAME=value ...]'
@@ -46,6 +47,15 @@ bench: $(READY) ## on a GPU: a lesson's training against its published recipe, r
 
 bench-table: $(READY) ## write the tables of these benchmarks in docs/ from their receipts
 	@$(RUN) benchmarks.bench --table
+
+real: $(READY) ## score small real models in the lessons, three seeds each; NB=04 REAL_DECODER=folder
+	@$(RUN) pip install -q -r requirements-real.txt
+	@code=0; $(RUN) benchmarks.quality real --nb="$$NB" $(if $(OVERRIDES),--overrides="$$OVERRIDES") || code=$$?; \
+	[ $$code = 1 ] || $(RUN) pytest -q -o addopts= tests/real && exit $$code
+
+receipt: $(READY) ## on a GPU with network: score a lesson with its real weights, for docs/real-models.md; NB=01 PROFILE=full
+	@$(RUN) benchmarks.quality receipt --nb="$$NB" $(if $(filter-out tiny,$(PROFILE)),--profile="$$PROFILE") \
+	$(if $(OVERRIDES),--overrides="$$OVERRIDES")
 
 newest: $(READY) ## check the notebooks' calls against the newest releases of the Hugging Face libraries; network
 	@set -e; folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
