@@ -1,6 +1,7 @@
 """Files of weights: safetensors only, and whole ones only. Nothing is unpickled here."""
 
 import json
+import math
 import zipfile
 from pathlib import Path
 
@@ -35,6 +36,19 @@ def why_unusable(checkpoint):
     if broken:
         return f"{first_ten(broken)} is not whole"
     return ""
+
+
+def numbers_written(folder, stem):
+    """How many numbers the weights in a folder have; None if there are none. stem: "model" or "adapter_model"."""
+    files = list(Path(folder).glob(f"{stem}*.safetensors"))
+    if not files:
+        return None
+    numbers = 0
+    for file in files:
+        with safe_open(file, framework="pt") as weights:
+            shapes = [weights.get_slice(name).get_shape() for name in list(weights.keys())]
+        numbers += sum(math.prod(shape) for shape in shapes)
+    return numbers
 
 
 def refuse_pickles(folder):
