@@ -79,7 +79,7 @@ def test_results_follow_the_contract(qlora):
     assert record["planned_peak_bytes"] > record["weights_bytes"]
     kept = {name: row["kept for backward, MiB"] for name, row in record["metrics"]["checkpointing"].items()}
     assert kept["on"] < kept["off"] / 5
-    seconds = {name: row["seconds a step"] for name, row in record["metrics"]["checkpointing"].items()}
+    seconds = {name: row["seconds forward and backward"] for name, row in record["metrics"]["checkpointing"].items()}
     assert seconds["on"] > seconds["off"]
     assert str(ROOT) not in json.dumps(record)
 
