@@ -299,12 +299,12 @@ def running_kernel(client, profile, log):
     """
     with log.open("ab") as file, watcher() as watch, contextlib.ExitStack() as kernel:
         options = {"env": kernel_environment(profile), "stdout": file, "stderr": file}
-        for starts_left in reversed(range(STARTS)):
+        for start in range(1, STARTS + 1):
             try:
                 kernel.enter_context(client.setup_kernel(**options))
                 break
             except RuntimeError:  # it died or did not answer in time; nbclient has ended it, and no cell has run
-                if not starts_left:
+                if start == STARTS or received_signals:
                     raise
                 logging.getLogger(__name__).exception("The kernel did not start; it is started again:")
         try:

@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 
 import psutil
@@ -27,24 +26,23 @@ def default_jobs(profile):
 class Runners:
     """The runners that are at work; a signal to this process goes to each of them."""
 
-    def __init__(self, arguments, jobs, watcher):
-        """arguments: of the command line. jobs: lessons at once. watcher: see tools.run_notebooks.watcher."""
+    def __init__(self, arguments, watcher):
+        """arguments: of the command line. watcher: see tools.run_notebooks.watcher."""
         self.arguments = arguments
         self.watcher = watcher
-        self.jobs = jobs
         self.processes = []
-        self.lock = threading.Lock()
         self.received_signal = None  # its number; no lesson begins after it
 
     def start(self, lesson):
         """The process that runs a lesson; None after a signal. It has a session of its own: Ctrl-C comes once."""
+        if self.received_signal is not None:
+            return None
         command = [sys.executable, "-m", "tools.run_notebooks", *self.arguments]
         command += ["--nb", str(lesson.path), "--jobs", "1", "--no-table"]
-        with self.lock:
-            if self.received_signal is not None:
-                return None
-            process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
-            self.processes.append(process)
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+        self.processes.append(process)
+        if self.received_signal is not None:  # it came while the process was being started
+            process.send_signal(self.received_signal)
         return process
 
     def run(self, lesson):
@@ -75,7 +73,7 @@ def run_all(lessons, arguments, jobs, watcher):
     Returns a list of (lesson, exit code, minutes) in the order of the lessons, and the number of a signal that stopped
     them, or None. The other parameters are those of Runners.
     """
-    runners = Runners(arguments, jobs, watcher)
+    runners = Runners(arguments, watcher)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, runners.on_signal)
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:

@@ -61,11 +61,12 @@ def name_user():
     if not any(os.environ.get(name) for name in ("LOGNAME", "USER", "LNAME", "USERNAME")):
         os.environ["USER"] = f"user{number}"
     home = Path(os.path.expanduser("~"))  # Path.home() raises an error if there is none
-    if home.is_dir() and os.access(home, os.W_OK):
+    if os.access(home, os.W_OK) or (home / ".cache").is_dir():  # caches that are read only serve as well
         return
     substitute = Path(tempfile.gettempdir()) / f"home-of-{number}"
-    substitute.mkdir(mode=0o700, exist_ok=True)
-    if substitute.stat().st_uid != number:  # somebody else was quicker; what is read there could be theirs
+    if not os.path.lexists(substitute):
+        substitute.mkdir(mode=0o700)
+    elif substitute.lstat().st_uid != number:  # somebody else was quicker; what is read there could be theirs
         substitute = Path(tempfile.mkdtemp())
     os.environ["HOME"] = str(substitute)
     print(f"{home}: no home folder that can be written, so caches go to {substitute}; set HOME.", file=sys.stderr)

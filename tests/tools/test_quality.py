@@ -6,6 +6,7 @@ import pytest
 from conftest import ROOT
 
 from benchmarks import quality
+from utils.errors import CourseError
 
 RECORD = {
     "lesson": "01_bert_full_fine_tuning",
@@ -42,9 +43,10 @@ def asked(monkeypatch):
 
     def run_lesson(number, profile, overrides, seed):
         runs.append((number, profile, overrides.get("learning_rate"), seed))
-        return {**RECORD, "seed": seed, "profile": profile, "after": 0.8 + seed / 100, "overrides": overrides} | (
-            {"model_id": "./data/models/tiny-bert"} if "model_id" not in overrides else {}
-        )
+        record = RECORD | {"seed": seed, "profile": profile, "after": 0.8 + seed / 100, "overrides": overrides}
+        if "model_id" not in overrides:
+            record["model_id"] = "./data/models/tiny-bert"
+        return record
 
     monkeypatch.setattr(quality, "run_lesson", run_lesson)
     return runs
@@ -91,3 +93,13 @@ def test_what_cannot_be_scored_is_refused(receipts, asked, options, capsys):
         quality.main(options)
     assert stopped.value.code == 2
     assert asked == []
+
+
+def test_a_lesson_that_fails_is_no_receipt(receipts, monkeypatch, capsys):
+    def fails(number, profile, overrides, seed):
+        raise CourseError("it did not run to its end.")
+
+    monkeypatch.setattr(quality, "run_lesson", fails)
+    assert quality.main(["receipt", "--nb", "01"]) == 1
+    assert "it did not run to its end." in capsys.readouterr().err
+    assert quality.read("full") == {}
